@@ -1,0 +1,88 @@
+#include "models/pattern.h"
+
+#include <cctype>
+#include <utility>
+
+#include "engine/require.h"
+
+namespace graft {
+namespace {
+
+constexpr std::size_t kMaxBlocks = 1000;
+constexpr int kMaxDepth = 16;
+
+class Parser {
+ public:
+  explicit Parser(std::string_view text) : text_(text) {}
+
+  std::vector<std::string> parse() {
+    std::vector<std::string> blocks = sequence(0);
+    check(at_ == text_.size(), "\")\" without \"(\"");
+    check(!blocks.empty(), "no blocks, expected something like \"(AF)*12\"");
+    return blocks;
+  }
+
+ private:
+  void check(bool ok, std::string_view what) const {
+    if (!ok) throw ArgumentError(fmt::format("pattern \"{}\", character {}: {}", text_, at_ + 1, what));
+  }
+  void skip_spaces() {
+    while (at_ < text_.size() && text_[at_] == ' ') ++at_;
+  }
+
+  std::vector<std::string> sequence(int depth) {
+    check(depth <= kMaxDepth, "parentheses nested too deeply, expected at most 16");
+    std::vector<std::string> blocks;
+    for (;;) {
+      skip_spaces();
+      if (at_ == text_.size() || text_[at_] == ')') return blocks;
+      const std::vector<std::string> item = one_item(depth);
+      const std::size_t count = repeat_count();
+      check(item.empty() || count <= kMaxBlocks / item.size(), "more than 1000 blocks");
+      for (std::size_t i = 0; i < count; ++i) blocks.insert(blocks.end(), item.begin(), item.end());
+      check(blocks.size() <= kMaxBlocks, "more than 1000 blocks");
+    }
+  }
+
+  std::vector<std::string> one_item(int depth) {
+    if (text_[at_] == '(') {
+      ++at_;
+      std::vector<std::string> inner = sequence(depth + 1);
+      check(at_ < text_.size(), "the end, expected \")\"");
+      check(!inner.empty(), "empty parentheses");
+      ++at_;
+      return inner;
+    }
+    check(std::isupper(static_cast<unsigned char>(text_[at_])) != 0,
+          "expected \"(\" or a mixer's symbol, which starts with an upper-case letter");
+    const std::size_t first = at_++;
+    while (at_ < text_.size() && (std::islower(static_cast<unsigned char>(text_[at_])) != 0 ||
+                                  std::isdigit(static_cast<unsigned char>(text_[at_])) != 0)) {
+      ++at_;
+    }
+    return {std::string(text_.substr(first, at_ - first))};
+  }
+
+  std::size_t repeat_count() {
+    skip_spaces();
+    if (at_ == text_.size() || text_[at_] != '*') return 1;
+    ++at_;
+    skip_spaces();
+    std::size_t count = 0;
+    const std::size_t first = at_;
+    while (at_ < text_.size() && std::isdigit(static_cast<unsigned char>(text_[at_])) != 0 && count <= kMaxBlocks) {
+      count = count * 10 + static_cast<std::size_t>(text_[at_++] - '0');
+    }
+    check(at_ > first && count >= 1, "expected a count of at least 1 after \"*\"");
+    return count;
+  }
+
+  std::string_view text_;
+  std::size_t at_ = 0;
+};
+
+}  // namespace
+
+std::vector<std::string> expand_pattern(std::string_view pattern) { return Parser(pattern).parse(); }
+
+}  // namespace graft

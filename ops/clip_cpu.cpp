@@ -1,0 +1,35 @@
+#include <algorithm>
+#include <cstdint>
+
+#include "engine/cpu_stream.h"
+#include "ops/clip.h"
+#include "ops/rows_cpu.h"
+
+namespace graft {
+namespace {
+
+void run(Stream& stream, const ClipArgs& args) {
+  const std::int64_t elements = args.gradients.shape.elements();
+  const std::int64_t blocks = clip_blocks(elements);
+  const std::int64_t elements_a_block = ceil_div(elements, blocks);
+  auto* const partial = args.partial.as<double>();
+  with_accumulate(args.gradients.dtype, [&](auto a) {
+    const auto* const gradients = args.gradients.as<decltype(a)>();
+    parallel_blocks(stream, blocks, [&](std::int64_t block) {
+      const std::int64_t first = std::min(elements, block * elements_a_block);
+      const std::int64_t last = std::min(elements, first + elements_a_block);
+      partial[block] = interleaved_sum<double>(last - first, [&](std::int64_t i) {
+        const auto g = static_cast<double>(gradients[first + i]);
+        return g * g;
+      });
+    });
+  });
+  double squares = 0;
+  for (std::int64_t block = 0; block < blocks; ++block) squares += partial[block];
+  apply_norm(*args.state, squares, args.max_norm);
+}
+
+const Register registered{clip_norm, Backend::Cpu, run};
+
+}  // namespace
+}  // namespace graft

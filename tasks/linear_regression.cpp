@@ -1,0 +1,45 @@
+#include "tasks/linear_regression.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "tasks/regression_task.h"
+
+namespace graft {
+namespace {
+
+class LinearRegressionTask final : public RegressionTask<LinearRegression> {
+ public:
+  using RegressionTask::RegressionTask;
+  [[nodiscard]] std::vector<std::string> baselines() const override {
+    return {"zero", "least_squares", "knn3", "averaging"};
+  }
+  [[nodiscard]] std::string description() const override {
+    return fmt::format("linear regression: y = <w, x>, w and x ~ N(0, I_{}), {} points", law().dim, final_points());
+  }
+};
+
+const RegisterSettings keys{{
+    .table = "task",
+    .owner = "linear_regression",
+    .doc = "y = <w, x> with w, x ~ N(0, I)",
+    .keys = with_curriculum(
+        {
+            SettingKey::integer("task.dim", "dimension of an input").with_default(20).between(1, 1024),
+            SettingKey::integer("task.points", "points of a prompt, the last one a query").with_default(41).between(1, 8192),
+        },
+        {}),
+    .checks = {check_curriculum},
+}};
+
+const RegisterTask registered{{"linear_regression", [](const Settings& settings) -> std::unique_ptr<Task> {
+                                 return std::make_unique<LinearRegressionTask>(
+                                     LinearRegression{static_cast<int>(settings.integer("task.dim"))},
+                                     curriculum_of(settings), settings.integer("task.points"), sample_linear_regression);
+                               }}};
+
+const Register cpu_sampler{sample_linear_regression, Backend::Cpu, sample_prompts_cpu<LinearRegression>};
+
+}  // namespace
+}  // namespace graft

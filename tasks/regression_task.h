@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/require.h"
+#include "ops/gather_positions.h"
+#include "ops/squared_error.h"
+#include "tasks/curriculum_settings.h"
+#include "tasks/prompt_sampler_cpu.h"
+#include "tasks/task.h"
+
+namespace graft {
+
+/// A task whose prompts are pairs (x_i, y_i) of one law, interleaved as tokens x, (y, 0, ..., 0), and scored by squared
+/// error at the x-tokens. What differs between such tasks is the law and its sampler kernel.
+template <class Law>
+class RegressionTask : public Task {
+ public:
+  RegressionTask(Law law, Curriculum curriculum, std::int64_t final_points, const Kernel<SamplePrompts<Law>>& sampler)
+      : law_(std::move(law)), curriculum_(curriculum), final_points_(final_points), sampler_(sampler) {}
+
+  [[nodiscard]] TaskShape shape() const override { return {law_.dim, 1, 2, 2 * final_points_}; }
+  [[nodiscard]] std::int64_t points_at(std::uint64_t step) const override { return curriculum_.points.at(step); }
+  [[nodiscard]] std::int64_t dims_at(std::uint64_t step) const override { return curriculum_.dims.at(step); }
+  [[nodiscard]] std::int64_t final_points() const override { return final_points_; }
+
+  [[nodiscard]] Batch sample(const Context& ctx, const Selection& selection, std::int64_t points) const override {
+    require(ctx.state != nullptr, "sample: the context has no step state");
+    require(points >= 1 && points <= final_points_, "sample: {} points, expected 1..{}", points, final_points_);
+    Batch batch;
+    batch.tokens =
+        ctx.empty({selection.batch, 2 * points, round_up(law_.dim, 8)}, ctx.compute_dtype(), "prompt tokens");
+    batch.targets = ctx.empty({selection.batch, points, 1}, ctx.stream_dtype(), "prompt targets");
+    sampler_(ctx, {law_, curriculum_.dims, selection, ctx.state, points, batch.tokens.mutable_view(),
+                   batch.targets.mutable_view()});
+    return batch;
+  }
+
+  [[nodiscard]] Tensor loss(const Context& ctx, const Tensor& outputs, const Batch& batch) const override {
+    return squared_error(ctx, outputs, batch.targets, batch.mask, {.columns = 1, .position_stride = 2});
+  }
+
+  [[nodiscard]] Tensor predictions(const Context& ctx, const Tensor& outputs, std::int64_t points) const override {
+    return gather_positions(ctx, outputs, points, 2, 0);
+  }
+
+  [[nodiscard]] Prompt prompt(std::uint64_t seed, RandomDomain domain, std::uint64_t step,
+                              std::uint32_t example) const override {
+    Prompt prompt;
+    prompt.points = final_points_;
+    prompt.dim = law_.dim;
+    draw_prompt(law_, Draw{seed, domain, step, example}, final_points_, law_.dim, prompt.truth, prompt.xs, prompt.ys);
+    return prompt;
+  }
+
+  [[nodiscard]] double score(double prediction, double target) const override {
+    return (prediction - target) * (prediction - target);
+  }
+  [[nodiscard]] std::string_view score_name() const override { return "squared error"; }
+
+ protected:
+  [[nodiscard]] const Law& law() const { return law_; }
+
+ private:
+  Law law_;
+  Curriculum curriculum_;
+  std::int64_t final_points_;
+  const Kernel<SamplePrompts<Law>>& sampler_;
+};
+
+}  // namespace graft

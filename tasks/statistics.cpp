@@ -1,0 +1,146 @@
+#include "tasks/statistics.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "engine/philox.h"
+#include "engine/require.h"
+
+namespace graft {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr std::uint32_t kResamplePrompts = 0;  // purpose of the random numbers
+
+std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+/// How often each prompt occurs in one resample.
+void draw_resample(const BootstrapOptions& options, int resample, std::vector<std::uint32_t>& times) {
+  const Draw draw{options.seed, RandomDomain::Bootstrap, 0, static_cast<std::uint32_t>(resample)};
+  const auto prompts = static_cast<std::uint32_t>(times.size());
+  std::fill(times.begin(), times.end(), 0);
+  for (std::uint32_t i = 0; i < prompts; ++i) ++times[draw.below(prompts, kResamplePrompts, i)];
+}
+
+}  // namespace
+
+double sorted_quantile(std::span<const double> sorted, double q) {
+  if (sorted.empty()) return kNaN;
+  const double position = q * static_cast<double>(sorted.size() - 1);
+  const auto below = static_cast<std::size_t>(position);
+  const std::size_t above = std::min(below + 1, sorted.size() - 1);
+  if (sorted[below] == sorted[above]) return sorted[below];  // two infinities have no difference
+  return sorted[below] + (position - static_cast<double>(below)) * (sorted[above] - sorted[below]);
+}
+
+PositionStatistics position_statistics(std::span<const double> scores, std::int64_t prompts, std::int64_t points,
+                                       const BootstrapOptions& options, std::span<const std::uint8_t> scored) {
+  require(prompts >= 1 && points >= 1, "position_statistics: {} prompts of {} points, expected at least one of each",
+          prompts, points);
+  require(scores.size() == index(prompts * points), "position_statistics: {} scores, expected {} x {}", scores.size(),
+          prompts, points);
+  require(scored.empty() || scored.size() == scores.size(), "position_statistics: {} flags for {} scores",
+          scored.size(), scores.size());
+  require(options.resamples >= 1, "position_statistics: {} resamples, expected at least 1", options.resamples);
+  require(0 <= options.lower && options.lower <= options.upper && options.upper <= 1,
+          "position_statistics: quantiles {} and {}, expected 0 <= lower <= upper <= 1", options.lower, options.upper);
+  const std::size_t width = index(points);
+
+  // A score that does not count becomes a zero with weight zero, whatever it was.
+  std::vector<double> values(scores.begin(), scores.end());
+  std::vector<double> weights;
+  PositionStatistics result;
+  result.count.assign(width, scored.empty() ? prompts : 0);
+  if (!scored.empty()) {
+    weights.resize(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      weights[i] = scored[i] != 0 ? 1.0 : 0.0;
+      if (scored[i] == 0) values[i] = 0;
+      result.count[i % width] += scored[i] != 0 ? 1 : 0;
+    }
+  }
+
+  std::vector<double> sums(width, 0.0);
+  for (std::size_t i = 0; i < values.size(); ++i) sums[i % width] += values[i];
+  result.mean.resize(width);
+  for (std::size_t p = 0; p < width; ++p) {
+    result.mean[p] = result.count[p] > 0 ? sums[p] / static_cast<double>(result.count[p]) : kNaN;
+  }
+  std::vector<double> squares(width, 0.0);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (!scored.empty() && scored[i] == 0) continue;
+    const double deviation = values[i] - result.mean[i % width];
+    squares[i % width] += deviation * deviation;
+  }
+  result.standard_deviation.resize(width);
+  for (std::size_t p = 0; p < width; ++p) {
+    const std::int64_t n = result.count[p];
+    result.standard_deviation[p] = n > 1 ? std::sqrt(squares[p] / static_cast<double>(n - 1)) : kNaN;
+  }
+
+  // means[p] gathers the position's mean in each resample; one that has no scored prompt there says nothing.
+  std::vector<std::vector<double>> means(width);
+  for (auto& list : means) list.reserve(static_cast<std::size_t>(options.resamples));
+  std::vector<std::uint32_t> times(index(prompts));
+  std::vector<double> counts(width);
+  for (int resample = 0; resample < options.resamples; ++resample) {
+    draw_resample(options, resample, times);
+    std::fill(sums.begin(), sums.end(), 0.0);
+    std::fill(counts.begin(), counts.end(), weights.empty() ? static_cast<double>(prompts) : 0.0);
+    for (std::size_t prompt = 0; prompt < times.size(); ++prompt) {
+      if (times[prompt] == 0) continue;
+      const double weight = times[prompt];
+      const double* row = &values[prompt * width];
+      for (std::size_t p = 0; p < width; ++p) sums[p] += weight * row[p];
+      if (weights.empty()) continue;
+      const double* row_weights = &weights[prompt * width];
+      for (std::size_t p = 0; p < width; ++p) counts[p] += weight * row_weights[p];
+    }
+    for (std::size_t p = 0; p < width; ++p) {
+      if (counts[p] > 0) means[p].push_back(sums[p] / counts[p]);
+    }
+  }
+  result.lower.resize(width);
+  result.upper.resize(width);
+  for (std::size_t p = 0; p < width; ++p) {
+    // NaN has no place in an order; resamples that happen to miss it say nothing about the others.
+    const bool ordered = !std::isnan(result.mean[p]) &&
+                         std::none_of(means[p].begin(), means[p].end(), [](double mean) { return std::isnan(mean); });
+    if (ordered) std::sort(means[p].begin(), means[p].end());
+    result.lower[p] = ordered ? sorted_quantile(means[p], options.lower) : kNaN;
+    result.upper[p] = ordered ? sorted_quantile(means[p], options.upper) : kNaN;
+  }
+  return result;
+}
+
+ScoreSummary summarize(const PositionStatistics& statistics) {
+  const std::size_t points = statistics.mean.size();
+  require(points >= 1 && statistics.count.size() == points, "summarize: statistics of {} positions with {} counts",
+          points, statistics.count.size());
+  const auto mean_from = [&](std::size_t first) {
+    double sum = 0;
+    std::int64_t positions = 0;
+    for (std::size_t p = first; p < points; ++p) {
+      if (statistics.count[p] == 0) continue;
+      sum += statistics.mean[p];
+      ++positions;
+    }
+    return positions > 0 ? sum / static_cast<double>(positions) : kNaN;
+  };
+  ScoreSummary summary;
+  summary.mean_from_second = mean_from(1);
+  summary.mean_all = mean_from(0);
+  summary.last = statistics.mean.back();
+  double sum = 0;
+  std::int64_t scored = 0;
+  for (std::size_t p = 0; p < points; ++p) {
+    if (statistics.count[p] == 0) continue;
+    sum += statistics.mean[p] * static_cast<double>(statistics.count[p]);
+    scored += statistics.count[p];
+  }
+  summary.pooled = scored > 0 ? sum / static_cast<double>(scored) : kNaN;
+  return summary;
+}
+
+}  // namespace graft

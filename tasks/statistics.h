@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace graft {
+
+struct BootstrapOptions {
+  int resamples = 1000;
+  double lower = 0.05;  // quantiles of the resampled means
+  double upper = 0.95;
+  std::uint64_t seed = 0;
+};
+
+/// Scores of an evaluation, position by position. NaN stands where a position has too few prompts for a value.
+struct PositionStatistics {
+  std::vector<double> mean;
+  std::vector<double> standard_deviation;  // unbiased: divided by prompts - 1
+  std::vector<double> lower, upper;        // bootstrap band of the mean
+  std::vector<std::int64_t> count;         // prompts that are scored at the position
+};
+
+/// One number for an evaluation.
+struct ScoreSummary {
+  double mean_from_second = 0;  // mean over positions i >= 1 of the positions' means (equation 2 of Park et al. 2024)
+  double mean_all = 0;          // mean over all positions
+  double last = 0;              // the last position
+  double pooled = 0;            // mean over all scored points of all prompts: what outlier tasks report
+};
+
+/// Mean, standard deviation and bootstrap band of every position.
+///   scores  [prompts, points]
+///   scored  [prompts, points], 1 where a score counts; empty: all do
+/// Band: prompts are drawn with replacement `resamples` times, the same draw for all positions, and quantiles of the
+/// means are taken with linear interpolation between order statistics. Draws are a pure function of the seed.
+/// A NaN score makes its position's values NaN. Throws ArgumentError if sizes do not match.
+/// Source: Garg et al. 2022, evaluation (1,000 resamples, 5th and 95th percentile).
+[[nodiscard]] PositionStatistics position_statistics(std::span<const double> scores, std::int64_t prompts,
+                                                     std::int64_t points, const BootstrapOptions& options = {},
+                                                     std::span<const std::uint8_t> scored = {});
+
+/// Means of the positions' means; positions without a scored prompt are left out, and a mean over none is NaN.
+[[nodiscard]] ScoreSummary summarize(const PositionStatistics& statistics);
+
+/// The q-quantile of sorted values, linear between order statistics: position q (n - 1).
+[[nodiscard]] double sorted_quantile(std::span<const double> sorted, double q);
+
+}  // namespace graft

@@ -1,0 +1,153 @@
+#include "tasks/statistics.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "engine/error.h"
+#include "engine/philox.h"
+
+namespace graft {
+namespace {
+
+std::vector<double> normals(std::size_t count, std::uint64_t seed) {
+  std::vector<double> values(count);
+  const Draw draw{seed, RandomDomain::Evaluation, 0, 0};
+  for (std::size_t i = 0; i < count; ++i) values[i] = draw.normal(0, static_cast<std::uint32_t>(i));
+  return values;
+}
+
+TEST_CASE("statistics: means and unbiased deviations by hand") {
+  const std::vector<double> scores = {1, 10, 2, 10, 6, 10};  // [3, 2]
+  const PositionStatistics s = position_statistics(scores, 3, 2);
+  CHECK(s.mean == std::vector<double>{3, 10});
+  CHECK(s.standard_deviation[0] == doctest::Approx(std::sqrt(7.0)));
+  CHECK(s.standard_deviation[1] == 0);
+  CHECK(s.lower[1] == 10);
+  CHECK(s.upper[1] == 10);
+  CHECK(s.count == std::vector<std::int64_t>{3, 3});
+  const ScoreSummary summary = summarize(s);
+  CHECK(summary.mean_from_second == 10);
+  CHECK(summary.mean_all == 6.5);
+  CHECK(summary.last == 10);
+  CHECK(summary.pooled == 6.5);
+}
+
+TEST_CASE("statistics: quantiles between order statistics") {
+  const std::vector<double> sorted = {1, 2, 4, 8};
+  CHECK(sorted_quantile(sorted, 0) == 1);
+  CHECK(sorted_quantile(sorted, 1) == 8);
+  CHECK(sorted_quantile(sorted, 0.5) == 3);
+  CHECK(sorted_quantile(sorted, 0.05) == doctest::Approx(1.15));
+  CHECK(sorted_quantile(sorted, 0.95) == doctest::Approx(7.4));
+  const double inf = std::numeric_limits<double>::infinity();
+  CHECK(sorted_quantile(std::vector<double>{1, inf, inf}, 0.75) == inf);
+  CHECK(std::isnan(sorted_quantile({}, 0.5)));
+}
+
+TEST_CASE("statistics: the band is that of the resampled means, with one draw for all positions") {
+  constexpr std::int64_t kPrompts = 23, kPoints = 3;
+  const std::vector<double> scores = normals(kPrompts * kPoints, 3);
+  const BootstrapOptions options{.resamples = 50, .lower = 0.1, .upper = 0.8, .seed = 11};
+  const PositionStatistics s = position_statistics(scores, kPrompts, kPoints, options);
+  for (std::int64_t p = 0; p < kPoints; ++p) {
+    std::vector<double> means;
+    for (std::uint32_t r = 0; r < 50; ++r) {
+      const Draw draw{11, RandomDomain::Bootstrap, 0, r};
+      double sum = 0;
+      for (std::uint32_t i = 0; i < kPrompts; ++i) {
+        sum += scores[static_cast<std::size_t>(draw.below(kPrompts, 0, i) * kPoints + p)];
+      }
+      means.push_back(sum / kPrompts);
+    }
+    std::sort(means.begin(), means.end());
+    const auto at = static_cast<std::size_t>(p);
+    CHECK(s.lower[at] == doctest::Approx(means[4] + 0.9 * (means[5] - means[4])).epsilon(1e-12));
+    CHECK(s.upper[at] == doctest::Approx(means[39] + 0.2 * (means[40] - means[39])).epsilon(1e-12));
+  }
+  BootstrapOptions other = options;
+  other.seed = 12;
+  CHECK(position_statistics(scores, kPrompts, kPoints, options).lower == s.lower);
+  CHECK(position_statistics(scores, kPrompts, kPoints, other).lower != s.lower);
+}
+
+TEST_CASE("statistics: the band of many prompts is that of a normal mean") {
+  constexpr std::int64_t kPrompts = 1280;
+  const PositionStatistics s = position_statistics(normals(kPrompts, 5), kPrompts, 1);
+  const double standard_error = s.standard_deviation[0] / std::sqrt(static_cast<double>(kPrompts));
+  // A 5 % quantile of 1,000 draws scatters by sqrt(0.05 0.95 / 1000) / density(1.645) = 0.067 standard errors.
+  CHECK(std::abs(s.lower[0] - (s.mean[0] - 1.6449 * standard_error)) < 5 * 0.067 * standard_error);
+  CHECK(std::abs(s.upper[0] - (s.mean[0] + 1.6449 * standard_error)) < 5 * 0.067 * standard_error);
+}
+
+TEST_CASE("statistics: the band covers the true mean nine times out of ten") {
+  constexpr std::int64_t kPrompts = 100, kSets = 600;
+  // As positions of one table they share resamples but not data, so the sets are independent.
+  const std::vector<double> scores = normals(kPrompts * kSets, 8);
+  const PositionStatistics s = position_statistics(scores, kPrompts, kSets);
+  int covered = 0;
+  for (std::size_t p = 0; p < kSets; ++p) covered += s.lower[p] <= 0 && 0 <= s.upper[p] ? 1 : 0;
+  // Expected 0.895 (bootstrap of 100 values is a little narrow); standard error sqrt(0.9 0.1 / 600) = 0.012.
+  CHECK(std::abs(covered / static_cast<double>(kSets) - 0.895) < 4.5 * 0.0125);
+}
+
+TEST_CASE("statistics: points that are not scored leave no trace") {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  //                                [4, 3]; the last position is never scored, the middle one once
+  const std::vector<double> scores = {1, nan, nan, 3, 5, nan, nan, nan, nan, 5, 7, nan};
+  const std::vector<std::uint8_t> scored = {1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0, 0};
+  const PositionStatistics s = position_statistics(scores, 4, 3, {}, scored);
+  CHECK(s.count == std::vector<std::int64_t>{3, 1, 0});
+  CHECK(s.mean[0] == 3);
+  CHECK(s.standard_deviation[0] == 2);
+  CHECK(s.lower[0] >= 1);
+  CHECK(s.upper[0] <= 5);
+  CHECK(s.mean[1] == 5);
+  CHECK(std::isnan(s.standard_deviation[1]));
+  CHECK(s.lower[1] == 5);  // resamples without the one scored prompt say nothing
+  CHECK(s.upper[1] == 5);
+  CHECK(std::isnan(s.mean[2]));
+  CHECK(std::isnan(s.upper[2]));
+  const ScoreSummary summary = summarize(s);
+  CHECK(summary.pooled == doctest::Approx(14.0 / 4));
+  CHECK(summary.mean_all == 4);
+  CHECK(summary.mean_from_second == 5);
+  CHECK(std::isnan(summary.last));
+}
+
+TEST_CASE("statistics: a score that is not finite is seen") {
+  const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  const PositionStatistics s = position_statistics(std::vector<double>{1, nan, inf, 1, 2, 3}, 2, 3);
+  CHECK(s.mean[0] == 1);
+  CHECK(s.upper[0] == 1);
+  CHECK(std::isnan(s.mean[1]));
+  CHECK(std::isnan(s.lower[1]));
+  CHECK(s.mean[2] == inf);
+  CHECK(s.upper[2] == inf);
+  CHECK(std::isnan(summarize(s).mean_all));
+}
+
+TEST_CASE("statistics: one position and one prompt") {
+  const PositionStatistics s = position_statistics(std::vector<double>{2}, 1, 1);
+  CHECK(s.lower[0] == 2);
+  CHECK(std::isnan(s.standard_deviation[0]));
+  const ScoreSummary summary = summarize(s);
+  CHECK(summary.last == 2);
+  CHECK(std::isnan(summary.mean_from_second));
+}
+
+TEST_CASE("statistics: wrong sizes are refused") {
+  const std::vector<double> scores(6);
+  CHECK_THROWS_WITH_AS((void)position_statistics(scores, 2, 2), doctest::Contains("6 scores, expected 2 x 2"),
+                       ArgumentError);
+  CHECK_THROWS_AS((void)position_statistics({}, 0, 0), ArgumentError);
+  CHECK_THROWS_AS((void)position_statistics(scores, 2, 3, {}, std::vector<std::uint8_t>(5)), ArgumentError);
+  CHECK_THROWS_AS((void)position_statistics(scores, 2, 3, {.resamples = 0}), ArgumentError);
+  CHECK_THROWS_AS((void)position_statistics(scores, 2, 3, {.lower = 0.9, .upper = 0.1}), ArgumentError);
+}
+
+}  // namespace
+}  // namespace graft

@@ -1,0 +1,169 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/error.h"
+#include "engine/version.h"
+#include "train/command.h"
+#include "train/config.h"
+#include "train/experiment.h"
+#include "train/flops.h"
+#include "train/progress.h"
+#include "train/run_directory.h"
+#include "train/trainer.h"
+
+namespace graft {
+namespace {
+
+struct TrainArguments {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::string device = "auto";
+  std::string resume = "auto";
+  std::string run_dir;
+  int threads = 0;
+  bool dry_run = false;
+};
+
+std::string model_name(const RunConfig& config) {
+  return config.model.preset.empty() ? config.model.pattern : config.model.preset;
+}
+
+void print_plan(const Experiment& experiment, const MemoryReport& memory) {
+  const RunConfig& config = experiment.config;
+  const FlopsReport flops = count_flops(*experiment.model, *experiment.task, config.train.batch, config.train.steps);
+  fmt::print("task       {}\n", experiment.task->description());
+  fmt::print("model      {} {} ({} blocks), width {}, {} parameters\n", model_name(config), experiment.model_options.pattern,
+             experiment.model->blocks(), config.model.width, count_text(static_cast<double>(experiment.params.count())));
+  fmt::print("training   {} steps of {} prompts, {}, {} lr {}, clip {}\n", config.train.steps, config.train.batch,
+             name_of(config.train.precision), config.optimizer.name, config.optimizer.lr, config.optimizer.clip);
+  fmt::print("cost       {:.3g} FLOPs a step, {:.3g} in all\n", flops.train_step, flops.train_total);
+  fmt::print("memory     {} planned: parameters {}, gradients {}, optimizer {}, activations {}\n",
+             bytes_text(static_cast<double>(memory.total())), bytes_text(static_cast<double>(memory.parameters)),
+             bytes_text(static_cast<double>(memory.gradients)), bytes_text(static_cast<double>(memory.optimizer)),
+             bytes_text(static_cast<double>(memory.activations)));
+}
+
+std::string out_of_memory_advice(const MemoryReport& memory) {
+  std::string text = "the largest tensors of a step are";
+  for (const StepArena::Usage& usage : memory.largest) {
+    text += fmt::format(" {} ({}),", usage.name, bytes_text(static_cast<double>(usage.bytes)));
+  }
+  return text + " lower train.batch";
+}
+
+int finish(const Experiment& experiment, const RunDirectory& directory, const TrainingOutcome& outcome) {
+  if (outcome.signal != 0) {
+    fmt::print("interrupted after step {}; saved. The same command continues: {}\n", outcome.step, command_line());
+    return outcome.signal == SIGTERM ? static_cast<int>(ExitCode::kTerminated) : static_cast<int>(ExitCode::kInterrupted);
+  }
+  fmt::print("\n{}", summary_table(outcome.evaluation, model_name(experiment.config), experiment.task->score_name()));
+  fmt::print("\nsteps {}  parameters' hash {:016x}  run directory {}\n", outcome.step, outcome.parameter_hash,
+             directory.path().string());
+  return static_cast<int>(ExitCode::kDone);
+}
+
+int train(const TrainArguments& arguments) {
+  const RunConfig config = load_config(arguments.config, arguments.overrides);
+  const Device device = parse_device(arguments.device, config.train.precision);
+  Experiment experiment(config);
+  const MemoryReport memory = plan_memory_on_paper(config);
+
+  RunOptions options;
+  options.directory = arguments.run_dir;
+  options.name = config.run.name;
+  options.config_hash = config_hash8(config);
+  options.config_text = config.text;
+  options.resolved_text = resolved_toml(config);
+  options.resume = Resume::parse(arguments.resume);
+
+  if (arguments.dry_run) {
+    fmt::print("{}\n", options.resolved_text);
+    print_plan(experiment, memory);
+    fmt::print("directory  {}\n", RunDirectory::locate(options).string());
+    return static_cast<int>(ExitCode::kDone);
+  }
+  RunDirectory::check(options);
+
+  std::unique_ptr<Session> session;
+  try {
+    session = std::make_unique<Session>(experiment, device, RuntimeOptions{arguments.threads}, true);
+  } catch (const EnvironmentError& error) {
+    const std::string what = error.what();
+    if (what.find("out of memory") == std::string::npos) throw;
+    throw EnvironmentError(fmt::format("{}; {}", what, out_of_memory_advice(memory)));
+  }
+  const BuildInfo& build = build_info();
+  options.info = {{"graft", build.version},       {"git", build.git},
+                  {"compiler", build.compiler},   {"cuda", build.cuda},
+                  {"seed", config.run.seed},      {"device", session->runtime().device_name()},
+                  {"backend", name_of(device.backend)}, {"command_line", command_line()}};
+  RunDirectory directory(options);
+  for (const std::string& warning : directory.warnings()) fmt::print(stderr, "graft: warning: {}\n", warning);
+  print_plan(experiment, memory);
+  fmt::print("device     {}\n", session->runtime().device_name());
+  fmt::print("directory  {}\n\n", directory.path().string());
+  std::fflush(stdout);
+
+  int status = static_cast<int>(ExitCode::kDone);
+  try {
+    Trainer trainer(*session, directory, stdout);
+    std::optional<CheckpointData> checkpoint;
+    if (options.resume.mode == Resume::Mode::Path) {
+      checkpoint = CheckpointDirectory::load(options.resume.path);
+      CheckpointDirectory(directory.checkpoints()).discard_after(checkpoint->step);
+    } else {
+      CheckpointReport report;
+      checkpoint = CheckpointDirectory(directory.checkpoints()).load_latest(&report);
+      for (const CheckpointReport::Skipped& skipped : report.skipped) {
+        fmt::print(stderr, "graft: warning: {} skipped: {}\n", skipped.path.string(), skipped.reason);
+      }
+    }
+    if (checkpoint) {
+      trainer.resume(*checkpoint);
+      fmt::print("continuing after step {}\n", checkpoint->step);
+    } else {
+      session->initialize();
+    }
+    const TrainingOutcome outcome = trainer.run();
+    status = finish(experiment, directory, outcome);
+    directory.finish(status);
+  } catch (const Error& error) {
+    directory.finish(static_cast<int>(error.exit_code()), error.what());
+    throw;
+  } catch (const std::exception& error) {
+    directory.finish(static_cast<int>(ExitCode::kEnvironment), error.what());
+    throw;
+  }
+  return status;
+}
+
+void add(CLI::App& app, std::function<int()>& action) {
+  const auto arguments = std::make_shared<TrainArguments>();
+  CLI::App* command = app.add_subcommand("train", "train a model as a configuration says");
+  command->add_option("config", arguments->config, "configuration file (TOML)")->required();
+  command->add_option("-o,--override", arguments->overrides, "override a key, e.g. -o optimizer.lr=3e-4; repeatable")
+      ->allow_extra_args(false);
+  command->add_option("--device", arguments->device, "cpu, cuda, cuda:<index>, or auto: a GPU if there is one")
+      ->capture_default_str();
+  command->add_option("--resume", arguments->resume, "auto: continue the run's newest checkpoint; never; or a checkpoint")
+      ->capture_default_str();
+  command->add_option("--run-dir", arguments->run_dir, "the run's own directory (default: runs/<name>-<hash>)");
+  command->add_option("--threads", arguments->threads, "CPU threads, 1-1024; 0: all")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
+  command->add_flag("--dry-run", arguments->dry_run, "print the resolved configuration and its cost; touch nothing");
+  command->footer("Example:  graft train configs/quickstart.toml -o train.steps=500 --device cpu");
+  command->callback([arguments, &action] { action = [arguments] { return train(*arguments); }; });
+}
+
+const RegisterCommand registered{{"train", add}};
+
+}  // namespace
+}  // namespace graft

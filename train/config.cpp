@@ -1,0 +1,158 @@
+#include "train/config.h"
+
+#include <fmt/format.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <utility>
+
+#include "engine/error.h"
+#include "train/config_check.h"
+#include "train/config_file.h"
+#include "train/config_schema.h"
+
+namespace graft {
+namespace {
+
+Precision precision_of(const std::string& name) {
+  if (name == "tf32") return Precision::Tf32;
+  if (name == "bf16") return Precision::Bf16;
+  if (name == "fp64") return Precision::Fp64;
+  return Precision::Fp32;  // the schema lets nothing else through
+}
+
+std::string text_or_empty(const Settings& settings, std::string_view path) {
+  return settings.has(path) ? settings.text(path) : std::string();
+}
+
+RunConfig structs_from(Settings settings) {
+  RunConfig config;
+  const Settings& s = settings;
+  config.run.name = s.text("run.name");
+  config.run.seed = static_cast<std::uint64_t>(s.integer("run.seed"));
+  config.run.deterministic = s.boolean("run.deterministic");
+  config.task = s.text("task.name");
+  config.model.preset = text_or_empty(s, "model.preset");
+  config.model.pattern = text_or_empty(s, "model.pattern");
+  config.model.width = s.integer("model.width");
+  config.model.layers = s.integer("model.layers");
+  config.model.heads = s.integer("model.heads");
+  config.model.state = s.integer("model.state");
+  config.model.mlp_ratio = s.integer("model.mlp_ratio");
+  if (s.has("model.positions")) config.model.positions = s.boolean("model.positions");
+  config.optimizer.name = s.text("optimizer.name");
+  config.optimizer.lr = s.number("optimizer.lr");
+  config.optimizer.beta1 = s.number("optimizer.beta1");
+  config.optimizer.beta2 = s.number("optimizer.beta2");
+  config.optimizer.eps = s.number("optimizer.eps");
+  config.optimizer.weight_decay = s.number("optimizer.weight_decay");
+  config.optimizer.clip = s.number("optimizer.clip");
+  config.schedule.name = s.text("schedule.name");
+  config.schedule.warmup = s.integer("schedule.warmup");
+  config.schedule.total = s.integer("schedule.total");
+  config.schedule.final = s.number("schedule.final");
+  config.train.batch = s.integer("train.batch");
+  config.train.steps = s.integer("train.steps");
+  config.train.precision = precision_of(s.text("train.precision"));
+  config.train.capture = s.boolean("train.capture");
+  config.train.log_every = s.integer("train.log_every");
+  config.eval.every = s.integer("eval.every");
+  config.eval.prompts = s.integer("eval.prompts");
+  config.eval.batch = s.integer("eval.batch");
+  config.eval.bootstrap = s.integer("eval.bootstrap");
+  config.eval.baselines = s.texts("eval.baselines");
+  config.checkpoint.every = s.integer("checkpoint.every");
+  config.checkpoint.keep = s.integer("checkpoint.keep");
+  config.checkpoint.keep_every = s.integer("checkpoint.keep_every");
+  config.dist.ranks = s.integer("dist.ranks");
+  config.settings = std::move(settings);
+  return config;
+}
+
+std::string stem_of(const std::string& path) {
+  const std::size_t slash = path.rfind('/');
+  std::string name = slash == std::string::npos ? path : path.substr(slash + 1);
+  if (name.ends_with(".toml")) name.resize(name.size() - 5);
+  return name;
+}
+
+bool in_identity(const Settings& settings, const std::string& path) {
+  for (const std::string_view table : {"eval.", "checkpoint.", "dist."}) {
+    if (path.starts_with(table)) return false;
+  }
+  if (path == "run.name" || path == "train.steps") return false;
+  const bool of_falling_schedule = path == "schedule.total" || path == "schedule.final";
+  return !(of_falling_schedule && settings.text("schedule.name") == "constant");
+}
+
+/// Keys grouped by table. A table's own keys come before its sub-tables, since a map sorts "task" before
+/// "task.curriculum".
+template <class Keep>
+std::string canonical_text(const Settings& settings, const Keep& keep) {
+  std::map<std::string, std::map<std::string, std::string>> tables;
+  for (const auto& [path, entry] : settings.entries()) {
+    if (!keep(path)) continue;
+    const std::size_t dot = path.rfind('.');
+    tables[path.substr(0, dot)][path.substr(dot + 1)] = toml_text(entry.value);
+  }
+  std::string text;
+  for (const auto& [table, keys] : tables) {
+    text += fmt::format("{}[{}]\n", text.empty() ? "" : "\n", table);
+    for (const auto& [name, value] : keys) text += fmt::format("{} = {}\n", name, value);
+  }
+  return text;
+}
+
+}  // namespace
+
+RunConfig parse_config(std::string_view text, const std::string& label, const std::vector<std::string>& overrides) {
+  std::vector<RawOverride> parsed;
+  parsed.reserve(overrides.size());
+  for (const std::string& argument : overrides) parsed.push_back(parse_override(argument));
+  const Schema schema;
+  const RawConfig raw = parse_toml(text, label);
+  RunConfig config = structs_from(check_config(schema, raw, parsed, text, label, stem_of(label)));
+  config.path = label;
+  config.text = std::string(text);
+  return config;
+}
+
+RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides) {
+  return parse_config(read_config_file(path), path, overrides);
+}
+
+std::string resolved_toml(const RunConfig& config) {
+  return canonical_text(config.settings, [](const std::string&) { return true; });
+}
+
+std::string identity_toml(const RunConfig& config) {
+  return canonical_text(config.settings, [&](const std::string& path) { return in_identity(config.settings, path); });
+}
+
+std::string config_hash8(const RunConfig& config) {
+  const std::string text = identity_toml(config);
+  return fmt::format("{:016x}", XXH3_64bits(text.data(), text.size())).substr(0, 8);
+}
+
+std::vector<std::string> identity_differences(const RunConfig& before, const RunConfig& now) {
+  std::map<std::string, std::array<std::string, 2>> values;
+  const auto collect = [&](const Settings& settings, std::size_t side) {
+    for (const auto& [path, entry] : settings.entries()) {
+      if (in_identity(settings, path)) values[path].at(side) = toml_text(entry.value);
+    }
+  };
+  collect(before.settings, 0);
+  collect(now.settings, 1);
+  std::vector<std::string> list;
+  for (const auto& [path, sides] : values) {
+    if (sides[0] == sides[1]) continue;
+    list.push_back(fmt::format("{}: {}, now {}", path, sides[0].empty() ? "not set" : sides[0],
+                               sides[1].empty() ? "not set" : sides[1]));
+  }
+  return list;
+}
+
+}  // namespace graft

@@ -1,0 +1,217 @@
+#include "train/evaluation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <utility>
+
+#include "engine/require.h"
+#include "engine/stream.h"
+#include "tasks/baselines.h"
+#include "train/json_lines.h"
+
+namespace graft {
+namespace {
+
+std::vector<double> download(const Context& ctx, const Tensor& tensor, std::string_view name) {
+  std::vector<std::byte> bytes(tensor.bytes());
+  ctx.stream->download(bytes.data(), tensor.view().data, bytes.size(), name);
+  std::vector<double> values(static_cast<std::size_t>(tensor.elements()));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (tensor.dtype() == DType::F64) {
+      std::memcpy(&values[i], bytes.data() + 8 * i, 8);
+    } else {
+      float narrow = 0;
+      std::memcpy(&narrow, bytes.data() + 4 * i, 4);
+      values[i] = static_cast<double>(narrow);
+    }
+  }
+  return values;
+}
+
+std::vector<std::string> baseline_selection(const Session& session, const Task& task) {
+  const std::vector<std::string>& wanted = const_cast<Session&>(session).experiment().config.eval.baselines;
+  if (wanted == std::vector<std::string>{"all"}) return task.baselines();
+  for (const std::string& name : wanted) static_cast<void>(find_baseline(name));
+  return wanted;
+}
+
+double mean(const std::vector<double>& values, std::size_t first) {
+  double sum = 0;
+  for (std::size_t i = first; i < values.size(); ++i) sum += values[i];
+  return values.size() > first ? sum / static_cast<double>(values.size() - first) : std::nan("");
+}
+
+std::string number(double value) {
+  if (!std::isfinite(value)) return fmt::format("{}", value);
+  const double size = std::abs(value);
+  if (size != 0 && (size < 1e-3 || size >= 1e5)) return fmt::format("{:.2e}", value);
+  return fmt::format("{:.4g}", value);
+}
+
+}  // namespace
+
+nlohmann::ordered_json EvaluationResult::json() const {
+  nlohmann::ordered_json line;
+  line["step"] = step;
+  line["suite"] = suite;
+  line["prompts"] = prompts;
+  line["summary"] = {{"mean_from_second", summary.mean_from_second}, {"mean_all", summary.mean_all},
+                     {"last", summary.last}};
+  line["positions"] = positions.mean;
+  line["standard_deviation"] = positions.standard_deviation;
+  line["lower"] = positions.lower;
+  line["upper"] = positions.upper;
+  line["baselines"] = baselines;
+  line["seconds"] = seconds;
+  return with_finite_numbers(line);
+}
+
+Evaluator::Evaluator(Session& session, std::filesystem::path cache)
+    : session_(session), cache_(std::move(cache)), state_(session.ctx(), "evaluation state") {
+  const Experiment& experiment = session_.experiment();
+  const Context& ctx = session_.ctx();
+  const std::int64_t prompts = experiment.config.eval.prompts;
+  const Shape shape{prompts, experiment.task->final_points()};
+  buffers_.predictions = ctx.empty_run(shape, ctx.stream_dtype(), "evaluation predictions");
+  buffers_.targets = ctx.empty_run(shape, ctx.stream_dtype(), "evaluation targets");
+
+  Context eval_ctx = ctx;
+  eval_ctx.training = false;
+  eval_ctx.state = state_.pointer();
+  StepParts parts;
+  parts.task = experiment.task.get();
+  parts.model = experiment.model.get();
+  const Selection examples{RandomDomain::Evaluation, experiment.config.eval.batch, 0, true};
+  graph_ = std::make_unique<StepGraph>(
+      eval_ctx, session_.range(), "evaluation step",
+      [parts, examples, buffers = buffers_](const Context& step) { eval_step(step, parts, examples, buffers); });
+}
+
+EvaluationResult Evaluator::run(std::int64_t step) {
+  const auto start = std::chrono::steady_clock::now();
+  const Experiment& experiment = session_.experiment();
+  const Context& ctx = session_.ctx();
+  const std::int64_t batches = experiment.config.eval.prompts / experiment.config.eval.batch;
+  StepState fresh;
+  fresh.seed = experiment.config.run.seed;
+  state_.write(ctx, fresh);
+  if (!graph_->arena().planned()) graph_->plan();
+  for (std::int64_t batch = 0; batch < batches; ++batch) {
+    if (graph_->captured()) {
+      graph_->replay();
+      continue;
+    }
+    graph_->run_eager();
+    if (experiment.config.train.capture) graph_->capture();
+  }
+
+  const std::vector<double> predictions = download(ctx, buffers_.predictions, "predictions");
+  const std::vector<double> targets = download(ctx, buffers_.targets, "targets");
+  std::vector<double> scores(predictions.size());
+  for (std::size_t i = 0; i < scores.size(); ++i) scores[i] = experiment.task->score(predictions[i], targets[i]);
+
+  EvaluationResult result;
+  result.step = step;
+  result.prompts = experiment.config.eval.prompts;
+  result.positions = position_statistics(
+      scores, result.prompts, experiment.task->final_points(),
+      {.resamples = static_cast<int>(experiment.config.eval.bootstrap), .seed = experiment.config.run.seed});
+  result.summary = summarize(result.positions);
+  if (!baselines_known_) {
+    baselines_ = load_or_compute_baselines();
+    baselines_known_ = true;
+  }
+  result.baselines = baselines_;
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+std::string Evaluator::cache_key() const {
+  const RunConfig& config = session_.experiment().config;
+  std::string key = fmt::format("seed {} prompts {} {}", config.run.seed, config.eval.prompts,
+                                session_.experiment().task->description());
+  for (const std::string& name : baseline_selection(session_, *session_.experiment().task)) key += " " + name;
+  return key;
+}
+
+BaselineScores Evaluator::load_or_compute_baselines() {
+  const Experiment& experiment = session_.experiment();
+  const Task& task = *experiment.task;
+  if (!cache_.empty() && std::filesystem::exists(cache_)) {
+    try {
+      std::ifstream file(cache_);
+      const nlohmann::json saved = nlohmann::json::parse(file);
+      if (saved.at("key") == cache_key()) {
+        BaselineScores scores;
+        for (const auto& [name, values] : saved.at("positions").items()) {
+          for (const nlohmann::json& value : values) scores[name].push_back(number_of(value));
+        }
+        return scores;
+      }
+    } catch (const std::exception&) {  // a damaged cache is computed again
+    }
+  }
+
+  const std::int64_t prompts = experiment.config.eval.prompts;
+  const std::int64_t points = task.final_points();
+  const std::int64_t dim = task.shape().input_width;
+  std::vector<float> xs;
+  std::vector<float> ys;
+  xs.reserve(static_cast<std::size_t>(prompts * points * dim));
+  for (std::int64_t i = 0; i < prompts; ++i) {
+    const Prompt prompt =
+        task.prompt(experiment.config.run.seed, RandomDomain::Evaluation, 0, static_cast<std::uint32_t>(i));
+    xs.insert(xs.end(), prompt.xs.begin(), prompt.xs.end());
+    ys.insert(ys.end(), prompt.ys.begin(), prompt.ys.end());
+  }
+  BaselineScores scores;
+  for (const std::string& name : baseline_selection(session_, task)) {
+    const std::vector<double> predictions = predict(find_baseline(name), xs, ys, prompts, points, dim);
+    std::vector<double> means(static_cast<std::size_t>(points), 0.0);
+    for (std::size_t i = 0; i < predictions.size(); ++i) {
+      means[i % means.size()] += task.score(predictions[i], static_cast<double>(ys[i])) / static_cast<double>(prompts);
+    }
+    scores[name] = std::move(means);
+  }
+  if (!cache_.empty()) {
+    nlohmann::json saved = {{"key", cache_key()}, {"positions", scores}};
+    std::ofstream file(cache_);
+    file << with_finite_numbers(saved).dump() << '\n';
+    if (!file) throw EnvironmentError(fmt::format("{}: cannot be written", cache_.string()));
+  }
+  return scores;
+}
+
+std::string summary_table(const EvaluationResult& result, const std::string& model_name, std::string_view score_name) {
+  const std::vector<double>& model = result.positions.mean;
+  const std::size_t points = model.size();
+  std::vector<std::size_t> columns;  // positions worth showing
+  for (const double share : {0.0, 0.125, 0.25, 0.5, 0.75, 1.0}) {
+    const auto at = static_cast<std::size_t>(std::lround(share * static_cast<double>(points - 1)));
+    if (columns.empty() || columns.back() != at) columns.push_back(at);
+  }
+  std::size_t width = std::max<std::size_t>(model_name.size(), 14);
+  std::string header = fmt::format("{:<{}}  {:>10}", fmt::format("{} by examples seen", score_name), width + 8, "mean i>=1");
+  width += 8;
+  for (const std::size_t at : columns) header += fmt::format("  {:>9}", fmt::format("i={}", at));
+  std::string text = header + "\n" + std::string(header.size(), '-') + "\n";
+  const auto row = [&](const std::string& name, const std::vector<double>& values) {
+    text += fmt::format("{:<{}}  {:>10}", name, width, number(mean(values, points > 1 ? 1 : 0)));
+    for (const std::size_t at : columns) text += fmt::format("  {:>9}", number(values[at]));
+    text += "\n";
+  };
+  row(model_name, model);
+  if (!result.positions.lower.empty()) {
+    row("  5% bootstrap", result.positions.lower);
+    row("  95% bootstrap", result.positions.upper);
+  }
+  for (const auto& [name, values] : result.baselines) row(name, values);
+  return text;
+}
+
+}  // namespace graft

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine/parameter_store.h"
+#include "engine/step_arena.h"
+#include "models/model_config.h"
+#include "models/sequence_model.h"
+#include "ops/schedule.h"
+#include "tasks/task.h"
+#include "train/config.h"
+#include "train/step.h"
+
+namespace graft {
+
+/// What a configuration describes, before it is on any device: task, model, optimiser, schedule.
+struct Experiment {
+  explicit Experiment(RunConfig run_config);
+
+  RunConfig config;
+  std::unique_ptr<Task> task;
+  ModelConfig model_options;
+  ParameterStore params;
+  std::unique_ptr<SequenceModel> model;
+  OptimizerConfig optimizer;
+  Schedule schedule;
+};
+
+/// Bytes on the device.
+struct MemoryReport {
+  std::size_t parameters = 0;  // master weights and, in bf16, their copy
+  std::size_t gradients = 0;
+  std::size_t optimizer = 0;    // moments
+  std::size_t activations = 0;  // the planned memory of the longest training step
+  [[nodiscard]] std::size_t total() const { return parameters + gradients + optimizer + activations; }
+  std::vector<StepArena::Usage> largest;  // largest step tensors at the peak
+};
+
+/// Plans a training step at full length without a device: nothing is allocated, nothing runs.
+[[nodiscard]] MemoryReport plan_memory_on_paper(const RunConfig& config);
+
+}  // namespace graft

@@ -1,0 +1,165 @@
+#include "train/file_io.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "engine/error.h"
+
+namespace graft {
+namespace {
+
+// Linux transfers at most 2^31 - 4096 bytes a call.
+constexpr std::size_t kMaxTransfer = std::size_t{1} << 30U;
+
+std::string hexadecimal(XXH128_hash_t hash) {
+  XXH128_canonical_t canonical;
+  XXH128_canonicalFromHash(&canonical, hash);
+  std::string text;
+  text.reserve(2 * sizeof(canonical.digest));
+  for (const unsigned char byte : canonical.digest) text += fmt::format("{:02x}", byte);
+  return text;
+}
+
+void write_all(int fd, const std::filesystem::path& path, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(fd, bytes.data(), std::min(bytes.size(), kMaxTransfer));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) throw_system_error("cannot write", path, errno);
+    bytes = bytes.subspan(static_cast<std::size_t>(written));
+  }
+}
+
+}  // namespace
+
+struct OutputFile::Hash {
+  XXH3_state_t state;
+};
+
+void throw_system_error(std::string_view what, const std::filesystem::path& path, int error_number) {
+  throw EnvironmentError(fmt::format("{} {}: {}", what, path.string(), std::generic_category().message(error_number)));
+}
+
+InputFile::InputFile(std::filesystem::path path) : path_(std::move(path)) {
+  fd_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd_ < 0) {
+    const int reason = errno;
+    if (reason == ENOENT || reason == ENOTDIR) throw DataError(fmt::format("{}: no such file", path_.string()));
+    throw_system_error("cannot open", path_, reason);
+  }
+  struct stat status {};
+  if (::fstat(fd_, &status) != 0 || !S_ISREG(status.st_mode)) {
+    ::close(fd_);
+    throw DataError(fmt::format("{}: not a regular file", path_.string()));
+  }
+  size_ = static_cast<std::uint64_t>(status.st_size);
+}
+
+InputFile::InputFile(InputFile&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), size_(other.size_) {}
+
+InputFile::~InputFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void InputFile::read(std::uint64_t offset, std::span<std::byte> to) const {
+  while (!to.empty()) {
+    const ssize_t count = ::pread(fd_, to.data(), std::min(to.size(), kMaxTransfer), static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw_system_error("cannot read", path_, errno);
+    if (count == 0) {
+      throw DataError(fmt::format("{}: ends at byte {}, {} more were expected", path_.string(), offset, to.size()));
+    }
+    offset += static_cast<std::uint64_t>(count);
+    to = to.subspan(static_cast<std::size_t>(count));
+  }
+}
+
+OutputFile::OutputFile(std::filesystem::path path) : path_(std::move(path)), hash_(std::make_unique<Hash>()) {
+  XXH3_128bits_reset(&hash_->state);
+  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd_ < 0) throw_system_error("cannot create", path_, errno);
+}
+
+OutputFile::~OutputFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void OutputFile::append(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;
+  write_all(fd_, path_, bytes);
+  XXH3_128bits_update(&hash_->state, bytes.data(), bytes.size());
+  size_ += bytes.size();
+}
+
+FileDigest OutputFile::finish() {
+  if (::fsync(fd_) != 0) throw_system_error("cannot write to the disk:", path_, errno);
+  // A quota or a network file system may report a failed write only here.
+  if (::close(std::exchange(fd_, -1)) != 0) throw_system_error("cannot close", path_, errno);
+  return {size_, hexadecimal(XXH3_128bits_digest(&hash_->state))};
+}
+
+FileDigest digest_of_file(const std::filesystem::path& path) {
+  const InputFile file(path);
+  XXH3_state_t state;
+  XXH3_128bits_reset(&state);
+  std::vector<std::byte> buffer(std::min<std::uint64_t>(file.size(), std::uint64_t{1} << 20U));
+  for (std::uint64_t offset = 0; offset < file.size();) {
+    const auto part = std::span(buffer).first(std::min<std::uint64_t>(buffer.size(), file.size() - offset));
+    file.read(offset, part);
+    XXH3_128bits_update(&state, part.data(), part.size());
+    offset += part.size();
+  }
+  return {file.size(), hexadecimal(XXH3_128bits_digest(&state))};
+}
+
+FileDigest digest_of_text(std::string_view text) {
+  return {text.size(), hexadecimal(XXH3_128bits(text.data(), text.size()))};
+}
+
+std::string read_text_file(const std::filesystem::path& path, std::uint64_t max_bytes) {
+  const InputFile file(path);
+  if (file.size() > max_bytes) {
+    throw DataError(fmt::format("{}: {} bytes, expected at most {}", path.string(), file.size(), max_bytes));
+  }
+  std::string text(file.size(), '\0');
+  file.read(0, std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
+void replace_text_file(const std::filesystem::path& path, std::string_view text) {
+  const std::filesystem::path directory = path.has_parent_path() ? path.parent_path() : ".";
+  const std::filesystem::path beside = directory / fmt::format(".{}.tmp-{}", path.filename().string(), ::getpid());
+  try {
+    OutputFile file(beside);
+    file.append(text);
+    file.finish();
+    if (::rename(beside.c_str(), path.c_str()) != 0) throw_system_error("cannot replace", path, errno);
+  } catch (...) {
+    ::unlink(beside.c_str());
+    throw;
+  }
+  sync_directory(directory);
+}
+
+void sync_directory(const std::filesystem::path& directory) {
+  const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) throw_system_error("cannot open directory", directory, errno);
+  const int result = ::fsync(fd);
+  const int reason = errno;
+  ::close(fd);
+  // Some network file systems cannot sync a directory and say so with EINVAL: nothing more can be done there.
+  if (result != 0 && reason != EINVAL) throw_system_error("cannot sync directory", directory, reason);
+}
+
+}  // namespace graft

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace graft {
+
+/// Size and XXH3-128 of a file's content; the hash in its canonical form, 32 hexadecimal digits.
+struct FileDigest {
+  std::uint64_t bytes = 0;
+  std::string xxh3_128;
+
+  friend bool operator==(const FileDigest&, const FileDigest&) = default;
+};
+
+/// A file read by position. Plain reads, no memory mapping: a file that another process cuts short, or
+/// a network file system that fails, gives an error and not a signal.
+class InputFile {
+ public:
+  /// Throws DataError if there is no such regular file, EnvironmentError if it cannot be opened.
+  explicit InputFile(std::filesystem::path path);
+  ~InputFile();
+  InputFile(InputFile&& other) noexcept;
+  InputFile& operator=(InputFile&&) = delete;
+
+  /// Size when it was opened.
+  [[nodiscard]] std::uint64_t size() const { return size_; }
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  /// Fills `to` from byte `offset` on. Throws DataError where the file ends before that.
+  void read(std::uint64_t offset, std::span<std::byte> to) const;
+
+ private:
+  std::filesystem::path path_;
+  int fd_ = -1;
+  std::uint64_t size_ = 0;
+};
+
+/// A new file written from its beginning to its end, hashed on the way: the digest is of what was meant
+/// to be written, so that damage on the way to the disk is found on reading. All functions throw
+/// EnvironmentError with the system's reason.
+class OutputFile {
+ public:
+  /// Creates the file, or empties it.
+  explicit OutputFile(std::filesystem::path path);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  void append(std::span<const std::byte> bytes);
+  void append(std::string_view text) { append(std::as_bytes(std::span(text))); }
+  /// Bytes written so far.
+  [[nodiscard]] std::uint64_t size() const { return size_; }
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  /// Waits until the content is on the disk and closes the file.
+  FileDigest finish();
+
+ private:
+  struct Hash;
+  std::filesystem::path path_;
+  std::unique_ptr<Hash> hash_;
+  int fd_ = -1;
+  std::uint64_t size_ = 0;
+};
+
+[[nodiscard]] FileDigest digest_of_file(const std::filesystem::path& path);
+[[nodiscard]] FileDigest digest_of_text(std::string_view text);
+
+/// The whole file. Throws DataError if it is missing or longer than `max_bytes`.
+[[nodiscard]] std::string read_text_file(const std::filesystem::path& path, std::uint64_t max_bytes);
+
+/// Replaces the file's content so that a reader, or a crash, sees the old or the new one, never a part:
+/// written beside it, synced, renamed, and the directory synced.
+void replace_text_file(const std::filesystem::path& path, std::string_view text);
+
+/// Makes creations, renames and removals in a directory survive a power failure.
+void sync_directory(const std::filesystem::path& directory);
+
+/// Throws EnvironmentError "<what> <path>: <the system's reason>".
+[[noreturn]] void throw_system_error(std::string_view what, const std::filesystem::path& path, int error_number);
+
+}  // namespace graft

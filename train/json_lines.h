@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace graft {
+
+/// The same object with every number that JSON cannot write as a string: "nan", "inf" or "-inf".
+[[nodiscard]] nlohmann::ordered_json with_finite_numbers(nlohmann::ordered_json value);
+[[nodiscard]] nlohmann::json with_finite_numbers(nlohmann::json value);
+
+/// A number written by with_finite_numbers(). Throws DataError if `value` is neither a number nor one of its strings.
+[[nodiscard]] double number_of(const nlohmann::json& value);
+
+/// A file of one JSON object a line, each with an integer "step". A line reaches the file in one write, so that a
+/// reader at any time sees whole lines (and, after a crash, at most one part of a line at the end).
+class JsonLines {
+ public:
+  /// Opens `path` for appending, creating it if need be. Part of a line at its end, left by a crash, is cut off.
+  /// Throws EnvironmentError if the file cannot be written.
+  explicit JsonLines(std::filesystem::path path);
+  ~JsonLines();
+  JsonLines(JsonLines&& other) noexcept;
+  JsonLines& operator=(JsonLines&&) = delete;
+
+  /// Appends one line. If the disk is full the file keeps its whole lines and EnvironmentError is thrown.
+  void append(const nlohmann::ordered_json& object);
+  /// Waits until all lines are on the disk: before a checkpoint says that they are.
+  void sync();
+  /// Size of the file: what a checkpoint may record.
+  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+  int fd_ = -1;
+  std::uint64_t bytes_ = 0;
+};
+
+struct JsonLinesTruncation {
+  std::int64_t kept = 0;        // lines that stayed
+  std::int64_t dropped = 0;     // lines removed, unreadable ones at the end included
+  std::int64_t last_step = -1;  // largest step that stayed; -1 if none
+};
+
+/// Keeps the lines with "step" <= step: what a run that continues from a checkpoint of that step must do, so that no
+/// step appears twice. Unreadable lines at the end, left by a crash, are removed. A missing file is an empty one. To be
+/// called before a JsonLines has the file open, since the file may be replaced.
+/// Throws DataError naming the line if an unreadable one has readable ones behind it: dropping it would lose a step.
+JsonLinesTruncation truncate_json_lines(const std::filesystem::path& path, std::int64_t step);
+
+}  // namespace graft

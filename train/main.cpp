@@ -1,0 +1,68 @@
+// The command line of graft. Exceptions end here: one line on stderr, and the exit code that scripts rely on.
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+#include <functional>
+#include <new>
+#include <string>
+#include <string_view>
+
+#include "engine/error.h"
+#include "engine/version.h"
+#include "train/command.h"
+
+namespace {
+
+std::string version_text() {
+  const graft::BuildInfo& build = graft::build_info();
+  std::string text = fmt::format("graft {} ({}), {} {}", build.version, build.git, build.compiler, build.build_type);
+  text += *build.cuda == '\0' ? std::string(", without CUDA")
+                              : fmt::format(", CUDA {} for SM {}", build.cuda, build.architectures);
+  return text;
+}
+
+/// All but the last line of a message come before it, so that the output ends with "graft: error: ...".
+int report(std::string_view message, graft::ExitCode code) {
+  while (message.ends_with('\n')) message.remove_suffix(1);
+  const auto newline = message.rfind('\n');
+  if (newline != std::string_view::npos) {
+    fmt::print(stderr, "{}\n", message.substr(0, newline));
+    message.remove_prefix(newline + 1);
+  }
+  fmt::print(stderr, "graft: error: {}\n", message);
+  return static_cast<int>(code);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  graft::set_command_line(argc, argv);
+  CLI::App app{"graft trains and studies small sequence models on in-context learning and retrieval tasks"};
+  app.name("graft");
+  app.set_version_flag("--version", version_text);
+  app.require_subcommand(1);
+  app.footer("Start with:  graft train configs/quickstart.toml\nHelp on a command:  graft train --help");
+  std::function<int()> action;
+  for (const graft::Command& command : graft::registered_commands()) command.add(app, action);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {
+    return app.exit(success);  // --help, --version
+  } catch (const CLI::ParseError& error) {
+    return report(fmt::format("{}; see graft --help", error.what()), graft::ExitCode::kUsage);
+  }
+
+  try {
+    return action ? action() : 0;
+  } catch (const graft::Error& error) {
+    return report(error.what(), error.exit_code());
+  } catch (const std::bad_alloc&) {
+    return report("out of host memory; use a smaller batch or model", graft::ExitCode::kEnvironment);
+  } catch (const std::exception& error) {
+    return report(error.what(), graft::ExitCode::kEnvironment);
+  }
+}

@@ -1,0 +1,212 @@
+#include "train/run_directory.h"
+
+#include <fcntl.h>
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <optional>
+#include <system_error>
+
+#include "engine/error.h"
+#include "engine/require.h"
+#include "train/file_io.h"
+#include "train/json_lines.h"
+
+namespace graft {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr std::uint64_t kMaxRecord = 1U << 28U;
+constexpr const char* kRecord = "run.json";
+constexpr const char* kLock = ".lock";
+constexpr std::size_t kShownDigits = 8;
+// What distinguishes the processes of a run from each other; the rest of run.json is about the run.
+constexpr std::array<const char*, 3> kOfTheRun = {"name", "config_hash", "earlier"};
+
+std::string now() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::chrono::system_clock::now())); }
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
+}
+
+json job_ids() {
+  json job = json::object();
+  for (const char* variable :
+       {"SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_PARTITION",
+        "SLURM_JOB_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_RESTART_COUNT", "SLURM_CLUSTER_NAME"}) {
+    if (const char* value = std::getenv(variable)) job[variable] = value;
+  }
+  return job;
+}
+
+/// Whether the directory holds nothing but what a process that died while creating a run may have left.
+bool is_unused(const fs::path& directory) {
+  return std::all_of(fs::directory_iterator(directory), fs::directory_iterator(), [](const auto& entry) {
+    const std::string name = entry.path().filename().string();
+    return name == kLock || name.starts_with(fmt::format(".{}.tmp-", kRecord));
+  });
+}
+
+/// run.json of the run in `directory`; none if there is no run yet. Reads only.
+std::optional<json> find_run(const RunOptions& options, const fs::path& directory) {
+  const std::string shown = directory.string();
+  if (!fs::exists(directory)) return std::nullopt;
+  if (!fs::is_directory(directory)) throw ConfigError(fmt::format("run: {} is not a directory", shown));
+  if (!fs::exists(directory / kRecord)) {
+    if (is_unused(directory)) return std::nullopt;
+    throw ConfigError(
+        fmt::format("run: {} is not empty and holds no run ({} is missing); choose another --run-dir", shown, kRecord));
+  }
+  json record = json::parse(read_text_file(directory / kRecord, kMaxRecord), nullptr, /*allow_exceptions=*/false);
+  const json hash = record.is_object() ? record.value("config_hash", json()) : json();
+  if (!hash.is_string()) throw DataError(fmt::format("run: {} is damaged", (directory / kRecord).string()));
+  if (hash != options.config_hash) {
+    throw ConfigError(
+        fmt::format("run: {} holds a run of another configuration: its hash is {}, this one's {}; "
+                    "choose another --run-dir or the configuration it was started with",
+                    shown, hash.get<std::string>(), options.config_hash));
+  }
+  if (options.resume.mode == Resume::Mode::Never) {
+    throw ConfigError(
+        fmt::format("run: {} holds a run and --resume is never; choose another --run-dir or --resume auto", shown));
+  }
+  return record;
+}
+
+/// Throws if the run must not start; otherwise find_run().
+std::optional<json> check_all(const RunOptions& options, const fs::path& directory) {
+  try {
+    if (options.resume.mode == Resume::Mode::Path && !fs::is_directory(options.resume.path)) {
+      throw DataError(fmt::format("run: --resume {}: no such checkpoint", options.resume.path.string()));
+    }
+    return find_run(options, directory);
+  } catch (const fs::filesystem_error& error) {
+    throw_system_error("run: cannot look at", error.path1(), error.code().value());
+  }
+}
+
+}  // namespace
+
+Resume Resume::parse(std::string_view text) {
+  if (text == "auto") return {Mode::Auto, {}};
+  if (text == "never") return {Mode::Never, {}};
+  if (text.empty()) throw ConfigError("run: --resume is empty, expected auto, never or the path of a checkpoint");
+  return {Mode::Path, fs::path(text)};
+}
+
+fs::path RunDirectory::locate(const RunOptions& options) {
+  require(options.config_hash.size() >= kShownDigits, "run: the hash '{}', expected at least {} digits",
+          options.config_hash, kShownDigits);
+  if (!options.directory.empty()) return options.directory;
+  const bool plain = !options.name.empty() && options.name.front() != '.' && options.name.size() <= 200 &&
+                     std::all_of(options.name.begin(), options.name.end(), [](unsigned char c) {
+                       return std::isalnum(c) != 0 || c == '_' || c == '-' || c == '.';
+                     });
+  if (!plain) {
+    throw ConfigError(fmt::format("run.name is '{}', expected letters, digits, '_', '-' and '.', not starting with '.'",
+                                  options.name));
+  }
+  return options.root / fmt::format("{}-{}", options.name, options.config_hash.substr(0, kShownDigits));
+}
+
+void RunDirectory::check(const RunOptions& options) { check_all(options, locate(options)); }
+
+RunDirectory::RunDirectory(const RunOptions& options) : path_(locate(options)) {
+  check_all(options, path_);
+  try {
+    if (fs::create_directories(path_)) sync_directory(path_.has_parent_path() ? path_.parent_path() : ".");
+  } catch (const fs::filesystem_error& error) {
+    throw_system_error("run: cannot create", path_, error.code().value());
+  }
+  lock();
+  try {
+    // Again, now that nobody else can be creating a run here.
+    const std::optional<json> before = check_all(options, path_);
+    existed_ = before.has_value();
+    record_ = options.info.is_object() ? options.info : json::object();
+    record_["name"] = options.name;
+    record_["config_hash"] = options.config_hash;
+    record_["host"] = host_name();
+    record_["pid"] = ::getpid();
+    record_["job"] = job_ids();
+    record_["started"] = now();
+    record_["ended"] = nullptr;
+    record_["exit_status"] = nullptr;
+    record_["message"] = "";
+    record_["earlier"] = json::array();
+    if (before) {
+      if (before->value("earlier", json()).is_array()) record_["earlier"] = (*before)["earlier"];
+      json process = *before;
+      for (const char* key : kOfTheRun) process.erase(key);
+      // What may change on a resume is overwritten below; the configuration that ran until now stays on record.
+      if (fs::exists(path_ / "resolved.toml")) {
+        const std::string resolved = read_text_file(path_ / "resolved.toml", kMaxRecord);
+        if (resolved != options.resolved_text) process["resolved_toml"] = resolved;
+      }
+      record_["earlier"].push_back(std::move(process));
+    }
+    write_record();
+    replace_text_file(path_ / "config.toml", options.config_text);
+    replace_text_file(path_ / "resolved.toml", options.resolved_text);
+  } catch (...) {
+    ::close(lock_fd_);
+    throw;
+  }
+}
+
+RunDirectory::~RunDirectory() {
+  if (lock_fd_ >= 0) ::close(lock_fd_);  // releases the lock; the file stays, since others may be waiting to open it
+}
+
+void RunDirectory::lock() {
+  const fs::path file = path_ / kLock;
+  lock_fd_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (lock_fd_ < 0) throw_system_error("run: cannot create", file, errno);
+  if (::flock(lock_fd_, LOCK_EX | LOCK_NB) != 0) {
+    const int reason = errno;
+    if (reason == ENOSYS || reason == EOPNOTSUPP || reason == ENOLCK) {
+      warnings_.push_back(fmt::format(
+          "the file system of {} has no locks: make sure that only one process writes there", path_.string()));
+      return;
+    }
+    std::array<char, 256> owner{};
+    const ssize_t length = ::pread(lock_fd_, owner.data(), owner.size() - 1, 0);
+    ::close(lock_fd_);
+    lock_fd_ = -1;
+    if (reason != EWOULDBLOCK) throw_system_error("run: cannot lock", file, reason);
+    throw EnvironmentError(
+        fmt::format("run: {} is in use by another process{}{}; wait for it or choose another --run-dir", path_.string(),
+                    length > 0 ? ": " : "", owner.data()));
+  }
+  // For the message above, in another process; it is no error if this cannot be written.
+  const std::string owner = fmt::format("pid {} on {}", ::getpid(), host_name());
+  const bool emptied = ::ftruncate(lock_fd_, 0) == 0;
+  [[maybe_unused]] const ssize_t written = emptied ? ::pwrite(lock_fd_, owner.data(), owner.size(), 0) : 0;
+}
+
+void RunDirectory::write_record() const {
+  replace_text_file(path_ / kRecord,
+                    with_finite_numbers(record_).dump(1, ' ', false, json::error_handler_t::replace) + "\n");
+}
+
+void RunDirectory::update(const json& entries) {
+  record_.update(entries);
+  write_record();
+}
+
+void RunDirectory::finish(int exit_status, std::string_view message) {
+  update({{"ended", now()}, {"exit_status", exit_status}, {"message", message}});
+}
+
+}  // namespace graft

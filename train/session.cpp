@@ -1,0 +1,161 @@
+#include "train/session.h"
+
+#include <cstring>
+#include <utility>
+
+#include "engine/require.h"
+#include "engine/stream.h"
+
+namespace graft {
+namespace {
+
+using Buffer = ParameterStore::Buffer;
+
+CheckpointTensor pack(const std::string& name, const Shape& shape, DType dtype, const std::vector<double>& values) {
+  CheckpointTensor tensor{name, dtype, shape, std::vector<std::byte>(values.size() * size_of(dtype))};
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (dtype == DType::F64) {
+      std::memcpy(tensor.data.data() + 8 * i, &values[i], 8);
+    } else {
+      const auto narrow = static_cast<float>(values[i]);
+      std::memcpy(tensor.data.data() + 4 * i, &narrow, 4);
+    }
+  }
+  return tensor;
+}
+
+std::vector<double> unpack(const CheckpointTensor& tensor) {
+  std::vector<double> values(static_cast<std::size_t>(tensor.shape.elements()));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (tensor.dtype == DType::F64) {
+      std::memcpy(&values[i], tensor.data.data() + 8 * i, 8);
+    } else {
+      float narrow = 0;
+      std::memcpy(&narrow, tensor.data.data() + 4 * i, 4);
+      values[i] = static_cast<double>(narrow);
+    }
+  }
+  return values;
+}
+
+std::vector<double> find(const std::vector<CheckpointTensor>& tensors, const std::string& name, const Shape& shape) {
+  for (const CheckpointTensor& tensor : tensors) {
+    if (tensor.name != name) continue;
+    if (!(tensor.shape == shape) || (tensor.dtype != DType::F32 && tensor.dtype != DType::F64)) {
+      throw DataError(fmt::format("checkpoint: {} is {} {}, expected {} float32 or float64", name, tensor.shape.str(),
+                                  name_of(tensor.dtype), shape.str()));
+    }
+    return unpack(tensor);
+  }
+  throw DataError(fmt::format("checkpoint: there is no {} in it; it belongs to another model", name));
+}
+
+}  // namespace
+
+Session::State::State(const Context& ctx, const char* name)
+    : tensor_(ctx.empty_run({static_cast<std::int64_t>(sizeof(StepState))}, DType::U8, name)) {}
+
+void Session::State::write(const Context& ctx, const StepState& state) const {
+  ctx.stream->upload(tensor_.mutable_view().data, &state, sizeof(state), "step state");
+}
+
+StepState Session::State::read(const Context& ctx) const {
+  StepState state;
+  ctx.stream->download(&state, tensor_.view().data, sizeof(state), "step state");
+  return state;
+}
+
+Session::Session(Experiment& experiment, Device device, const RuntimeOptions& options, bool training)
+    : experiment_(experiment) {
+  const Precision precision = experiment.config.train.precision;
+  require(precision != Precision::Fp64 || device.backend == Backend::Cpu,
+          "train.precision = \"fp64\" runs on the CPU only; use --device cpu, or tf32 or bf16 on a GPU");
+  runtime_ = open_runtime(device, options);
+  stream_ = runtime_->make_stream();
+  range_ = runtime_->reserve_range();
+  ctx_.backend = device.backend;
+  ctx_.stream = stream_.get();
+  ctx_.run_memory = runtime_->make_pool();
+  ctx_.memory = ctx_.run_memory;
+  ctx_.precision = precision;
+  ctx_.training = training;
+  state_ = std::make_unique<State>(ctx_, "step state");
+  ctx_.state = state_->pointer();
+  experiment_.params.allocate(ctx_, training);
+}
+
+Session::~Session() = default;
+
+void Session::initialize() {
+  const RunConfig& config = experiment_.config;
+  experiment_.params.initialize(ctx_, config.run.seed);
+  state_->write(ctx_, initial_state(config.run.seed, experiment_.schedule, experiment_.optimizer.beta1,
+                                    experiment_.optimizer.beta2));
+}
+
+void Session::restore(const CheckpointData& checkpoint, bool with_optimizer) {
+  ParameterStore& params = experiment_.params;
+  for (const ParameterStore::Entry& entry : params.entries()) {
+    params.write(ctx_, entry, Buffer::Weights, find(checkpoint.model, entry.name, entry.shape));
+    if (!with_optimizer) continue;
+    params.write(ctx_, entry, Buffer::FirstMoments,
+                 find(checkpoint.optimizer, "first_moment." + entry.name, entry.shape));
+    params.write(ctx_, entry, Buffer::SecondMoments,
+                 find(checkpoint.optimizer, "second_moment." + entry.name, entry.shape));
+  }
+  params.refresh_compute_copy(ctx_);
+  if (!with_optimizer) return;
+  StepState state;
+  try {
+    const nlohmann::json& saved = checkpoint.state.at("step_state");
+    state.step = saved.at("step").get<std::uint64_t>();
+    state.seed = saved.at("seed").get<std::uint64_t>();
+    state.updates = saved.at("updates").get<std::uint64_t>();
+    state.skipped = saved.at("skipped").get<std::uint64_t>();
+    state.learning_rate = saved.at("learning_rate").get<double>();
+    state.bias_correction1 = saved.at("bias_correction1").get<double>();
+    state.bias_correction2 = saved.at("bias_correction2").get<double>();
+  } catch (const nlohmann::json::exception& error) {
+    throw DataError(fmt::format("checkpoint: state.json lacks the step state: {}", error.what()));
+  }
+  state_->write(ctx_, state);
+}
+
+CheckpointData Session::snapshot(const nlohmann::json& extra) const {
+  const ParameterStore& params = experiment_.params;
+  const DType dtype = ctx_.stream_dtype();
+  CheckpointData data;
+  for (const ParameterStore::Entry& entry : params.entries()) {
+    data.model.push_back(pack(entry.name, entry.shape, dtype, params.read(ctx_, entry, Buffer::Weights)));
+    data.optimizer.push_back(pack("first_moment." + entry.name, entry.shape, dtype,
+                                  params.read(ctx_, entry, Buffer::FirstMoments)));
+    data.optimizer.push_back(pack("second_moment." + entry.name, entry.shape, dtype,
+                                  params.read(ctx_, entry, Buffer::SecondMoments)));
+  }
+  const StepState state = state_->read(ctx_);
+  data.step = static_cast<std::int64_t>(state.step);
+  data.state = extra;
+  data.state["step_state"] = {{"step", state.step},
+                              {"seed", state.seed},
+                              {"updates", state.updates},
+                              {"skipped", state.skipped},
+                              {"learning_rate", state.learning_rate},
+                              {"bias_correction1", state.bias_correction1},
+                              {"bias_correction2", state.bias_correction2}};
+  return data;
+}
+
+Device parse_device(std::string_view text, Precision precision) {
+  if (text == "cpu") return {Backend::Cpu, 0};
+  if (text == "auto") {
+    const bool gpu = precision != Precision::Fp64 && cuda_available();
+    return {gpu ? Backend::Cuda : Backend::Cpu, 0};
+  }
+  if (text == "cuda") return {Backend::Cuda, 0};
+  if (text.starts_with("cuda:") && text.size() == 6 && text[5] >= '0' && text[5] <= '9') {
+    return {Backend::Cuda, text[5] - '0'};
+  }
+  throw ArgumentError(fmt::format("--device: \"{}\", expected cpu, cuda, cuda:<index> or auto", text));
+}
+
+}  // namespace graft

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "engine/runtime.h"
+#include "engine/step_state.h"
+#include "train/checkpoint.h"
+#include "train/experiment.h"
+
+namespace graft {
+
+/// An experiment on a device: stream, memory, parameters, step state.
+class Session {
+ public:
+  /// Opens the device and takes memory for the parameters (and the optimiser's moments where `training`). Throws
+  /// EnvironmentError without the device, ArgumentError where it does not offer the precision.
+  Session(Experiment& experiment, Device device, const RuntimeOptions& options, bool training);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  [[nodiscard]] const Context& ctx() const { return ctx_; }
+  [[nodiscard]] Runtime& runtime() { return *runtime_; }
+  [[nodiscard]] const std::shared_ptr<AddressRange>& range() const { return range_; }
+  [[nodiscard]] Experiment& experiment() { return experiment_; }
+
+  /// Step state in device memory; one for training, more for evaluations.
+  class State {
+   public:
+    State(const Context& ctx, const char* name);
+    [[nodiscard]] StepState* pointer() const { return tensor_.mutable_view().as<StepState>(); }
+    void write(const Context& ctx, const StepState& state) const;
+    [[nodiscard]] StepState read(const Context& ctx) const;
+
+   private:
+    Tensor tensor_;
+  };
+  [[nodiscard]] const State& state() const { return *state_; }
+
+  /// Fresh weights from the seed, step 0.
+  void initialize();
+  /// Weights, moments and step state from a checkpoint. Throws DataError where names or shapes differ.
+  void restore(const CheckpointData& checkpoint, bool with_optimizer);
+  /// The state of the run on the host; `extra` is merged into state.json.
+  [[nodiscard]] CheckpointData snapshot(const nlohmann::json& extra) const;
+
+  /// Bytes of the device that this session uses: run memory is not counted, the step's range is.
+  [[nodiscard]] std::size_t step_bytes() const { return range_->mapped(); }
+
+ private:
+  Experiment& experiment_;
+  std::unique_ptr<Runtime> runtime_;
+  std::unique_ptr<Stream> stream_;
+  std::shared_ptr<AddressRange> range_;
+  Context ctx_;
+  std::unique_ptr<State> state_;
+};
+
+/// The device that "cpu", "cuda", "cuda:1" or "auto" means; auto is a usable GPU unless the precision is fp64, else the CPU.
+/// Throws ArgumentError on anything else.
+[[nodiscard]] Device parse_device(std::string_view text, Precision precision);
+
+}  // namespace graft

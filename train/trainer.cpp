@@ -1,0 +1,210 @@
+#include "train/trainer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <utility>
+
+#include "engine/error.h"
+#include "engine/stream.h"
+#include "engine/version.h"
+#include "train/flops.h"
+#include "train/signals.h"
+
+namespace graft {
+namespace {
+
+constexpr std::int64_t kRingCapacity = 4096;
+constexpr std::int64_t kMostStepsInFlight = 1024;
+constexpr double kPollSeconds = 0.1;
+constexpr std::int64_t kMostNonfinite = 10;
+
+using Clock = std::chrono::steady_clock;
+
+}  // namespace
+
+Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out)
+    : session_(session),
+      directory_(directory),
+      out_(out),
+      metrics_(session.ctx(), session.runtime(), kRingCapacity),
+      evaluator_(session, directory.path() / "baselines.json"),
+      checkpoints_(directory.checkpoints()) {
+  const Experiment& experiment = session_.experiment();
+  parts_ = {experiment.task.get(), experiment.model.get(), &session_.experiment().params, &metrics_,
+            experiment.optimizer,  experiment.schedule,    {RandomDomain::Train, experiment.config.train.batch, 0, false}};
+}
+
+void Trainer::resume(const CheckpointData& checkpoint) {
+  session_.restore(checkpoint, true);
+  first_step_ = checkpoint.step;
+  last_saved_ = checkpoint.step;
+  metrics_.start_at(static_cast<std::uint64_t>(checkpoint.step));
+  if (const auto rows = checkpoint.state.find("interval"); rows != checkpoint.state.end()) {
+    for (const nlohmann::json& row : *rows) {
+      interval_.push_back({number_of(row.at(0)), number_of(row.at(1)), number_of(row.at(2)), number_of(row.at(3)),
+                           number_of(row.at(4))});
+    }
+  }
+}
+
+double Trainer::tokens_until(std::int64_t end) const {
+  const Task& task = *parts_.task;
+  double points = 0;
+  for (std::int64_t step = 0; step < end;) {
+    const std::int64_t next = stage_end(task, step, end);
+    points += static_cast<double>(next - step) * static_cast<double>(task.points_at(static_cast<std::uint64_t>(step)));
+    step = next;
+  }
+  return points * static_cast<double>(task.shape().tokens_per_point) *
+         static_cast<double>(session_.experiment().config.train.batch);
+}
+
+void Trainer::step_once(std::int64_t step) {
+  const std::int64_t points = parts_.task->points_at(static_cast<std::uint64_t>(step));
+  if (graph_ == nullptr || points != graph_points_) {
+    graph_.reset();  // a stage left behind gives its graph back
+    graph_ = std::make_unique<StepGraph>(session_.ctx(), session_.range(), "training step",
+                                         [parts = parts_, points](const Context& ctx) { train_step(ctx, parts, points); });
+    graph_points_ = points;
+    graph_->plan();
+    graph_->run_eager();  // libraries choose algorithms and load kernels here, which a capture must not
+    return;
+  }
+  if (!session_.experiment().config.train.capture) {
+    graph_->run_eager();
+    return;
+  }
+  if (!graph_->captured()) graph_->capture();
+  graph_->replay();
+}
+
+void Trainer::log_row(const MetricsRow& row) {
+  const RunConfig& config = session_.experiment().config;
+  const auto step = static_cast<std::int64_t>(row.step);
+  last_loss_ = row.loss;
+  const bool finite = std::isfinite(row.loss) && std::isfinite(row.gradient_norm);
+  nonfinite_in_a_row_ = finite ? 0 : nonfinite_in_a_row_ + 1;
+  if (nonfinite_in_a_row_ >= kMostNonfinite) {
+    throw NumericsError(fmt::format("step {}: loss {} and gradient norm {} are not finite, the tenth step in a row; lower "
+                                    "optimizer.lr, or see the last checkpoint in {}",
+                                    step, row.loss, row.gradient_norm, directory_.checkpoints().string()));
+  }
+  interval_.push_back(row);
+  if (step % config.train.log_every != 0 && step != config.train.steps) return;
+  double loss = 0;
+  for (const MetricsRow& each : interval_) loss += each.loss;
+  loss /= static_cast<double>(interval_.size());
+  interval_.clear();
+  const auto at = static_cast<std::uint64_t>(step - 1);
+  nlohmann::ordered_json line;
+  line["step"] = step;
+  line["examples"] = step * config.train.batch;
+  line["tokens"] = tokens_until(step);
+  line["loss"] = loss;
+  line["loss_last"] = row.loss;
+  line["grad_norm"] = row.gradient_norm;
+  line["lr"] = row.learning_rate;
+  line["skipped"] = row.skipped;
+  line["points"] = parts_.task->points_at(at);
+  line["dims"] = parts_.task->dims_at(at);
+  line["steps_per_s"] = progress_->steps_per_second();
+  metrics_file_->append(with_finite_numbers(line));
+}
+
+void Trainer::collect(bool drain) {
+  while (metrics_.pending()) {
+    const std::optional<std::vector<MetricsRow>> rows = metrics_.take();
+    for (const MetricsRow& row : *rows) log_row(row);
+    if (!rows->empty()) progress_->update(static_cast<std::int64_t>(rows->back().step), last_loss_);
+    if (!drain) return;
+  }
+}
+
+void Trainer::evaluate(std::int64_t step) {
+  last_evaluation_ = evaluator_.run(step);
+  if (step != last_evaluated_) eval_file_->append(last_evaluation_.json());  // a finished run that is run again
+  last_evaluated_ = step;
+  const ScoreSummary& summary = last_evaluation_.summary;
+  std::string line = fmt::format("eval at step {}: {} mean {:.4g}, last position {:.4g}", step,
+                                 parts_.task->score_name(), summary.mean_from_second, summary.last);
+  for (const auto& [name, values] : last_evaluation_.baselines) {
+    if (name == "zero" || name == "least_squares") line += fmt::format("  ({} {:.4g})", name, values.back());
+  }
+  progress_->say(line);
+}
+
+void Trainer::save(std::int64_t step) {
+  if (step == last_saved_) return;
+  const RunConfig& config = session_.experiment().config;
+  metrics_file_->sync();
+  eval_file_->sync();
+  nlohmann::json rows = nlohmann::json::array();
+  for (const MetricsRow& row : interval_) {
+    rows.push_back({row.step, row.loss, row.gradient_norm, row.learning_rate, row.skipped});
+  }
+  const nlohmann::json extra = {{"config_hash", config_hash8(config)},
+                                {"seed", config.run.seed},
+                                {"graft", build_info().git},
+                                {"device", session_.runtime().device_name()},
+                                {"metrics_bytes", metrics_file_->bytes()},
+                                {"eval_bytes", eval_file_->bytes()},
+                                {"interval", with_finite_numbers(rows)}};
+  try {
+    checkpoints_.save(session_.snapshot(extra));
+    last_saved_ = step;
+    checkpoints_.prune({static_cast<int>(config.checkpoint.keep), config.checkpoint.keep_every});
+  } catch (const EnvironmentError& error) {
+    // A disk that is full must not end a run: the last good checkpoint stays, and the next save tries again.
+    progress_->say(fmt::format("graft: warning: checkpoint of step {} not saved: {}", step, error.what()));
+  }
+}
+
+TrainingOutcome Trainer::run() {
+  const RunConfig& config = session_.experiment().config;
+  truncate_json_lines(directory_.metrics(), first_step_);
+  last_evaluated_ = truncate_json_lines(directory_.evaluations(), first_step_).last_step;
+  metrics_file_ = std::make_unique<JsonLines>(directory_.metrics());
+  eval_file_ = std::make_unique<JsonLines>(directory_.evaluations());
+  progress_ = std::make_unique<Progress>(out_, first_step_, config.train.steps);
+  const SignalGuard signals;
+
+  const auto due = [](std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; };
+  Clock::time_point polled = Clock::now();
+  std::int64_t requested = first_step_;
+  std::int64_t step = first_step_;
+  bool evaluated = false;
+  while (step < config.train.steps && SignalGuard::received() == 0) {
+    step_once(step);
+    ++step;
+    const bool boundary = due(step, config.eval.every) || due(step, config.checkpoint.every) || step == config.train.steps;
+    const Clock::time_point now = Clock::now();
+    if (boundary || step - requested >= kMostStepsInFlight ||
+        std::chrono::duration<double>(now - polled).count() >= kPollSeconds) {
+      collect(boundary);  // what was asked for one poll ago has long arrived: the device never waits for the host
+      metrics_.request(session_.ctx(), static_cast<std::uint64_t>(step));
+      requested = step;
+      polled = now;
+      if (boundary) collect(true);
+    }
+    evaluated = due(step, config.eval.every);
+    if (evaluated) evaluate(step);
+    if (due(step, config.checkpoint.every)) save(step);
+  }
+  metrics_.request(session_.ctx(), static_cast<std::uint64_t>(step));
+  collect(true);
+
+  TrainingOutcome outcome;
+  outcome.step = step;
+  outcome.signal = step < config.train.steps ? SignalGuard::received() : 0;
+  if (outcome.signal == 0 && !evaluated) evaluate(step);
+  save(step);
+  outcome.evaluation = last_evaluation_;
+  outcome.parameter_hash = session_.experiment().params.hash(session_.ctx());
+  progress_->finish();
+  return outcome;
+}
+
+}  // namespace graft

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <deque>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "engine/step_graph.h"
+#include "train/checkpoint.h"
+#include "train/evaluation.h"
+#include "train/json_lines.h"
+#include "train/metrics.h"
+#include "train/progress.h"
+#include "train/run_directory.h"
+#include "train/session.h"
+
+namespace graft {
+
+/// How training ended.
+struct TrainingOutcome {
+  std::int64_t step = 0;
+  int signal = 0;  // SIGINT or SIGTERM if one ended it
+  EvaluationResult evaluation;
+  std::uint64_t parameter_hash = 0;
+};
+
+/// When to warm up, capture, evaluate and save; no arithmetic. One graph for each number of points: the first step of a
+/// stage runs eagerly, then the step is captured and replayed.
+class Trainer {
+ public:
+  Trainer(Session& session, RunDirectory& directory, std::FILE* out);
+
+  /// Continues from a checkpoint.
+  void resume(const CheckpointData& checkpoint);
+  [[nodiscard]] TrainingOutcome run();
+
+ private:
+  void step_once(std::int64_t step);
+  void collect(bool drain);
+  void log_row(const MetricsRow& row);
+  void evaluate(std::int64_t step);
+  void save(std::int64_t step);
+  [[nodiscard]] double tokens_until(std::int64_t step) const;
+
+  Session& session_;
+  RunDirectory& directory_;
+  std::FILE* out_;
+  StepParts parts_;
+  MetricsRing metrics_;
+  Evaluator evaluator_;
+  CheckpointDirectory checkpoints_;
+  std::unique_ptr<StepGraph> graph_;
+  std::int64_t graph_points_ = 0;
+  std::unique_ptr<JsonLines> metrics_file_;
+  std::unique_ptr<JsonLines> eval_file_;
+  std::unique_ptr<Progress> progress_;
+  std::vector<MetricsRow> interval_;  // rows since the last line of metrics.jsonl
+  double last_loss_ = 0;
+  std::int64_t nonfinite_in_a_row_ = 0;
+  std::int64_t first_step_ = 0;
+  std::int64_t last_saved_ = -1;
+  std::int64_t last_evaluated_ = -1;
+  EvaluationResult last_evaluation_;
+};
+
+}  // namespace graft
