@@ -11,12 +11,7 @@ include(CheckLinkerFlag)
 add_library(graft_cuda SHARED ${sources})
 target_link_libraries(graft_cuda PRIVATE graft_flags graft_fmt CUDA::cublas CUDA::cublasLt Threads::Threads)
 target_include_directories(graft_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-set_target_properties(
-  graft_cuda
-  PROPERTIES CUDA_RUNTIME_LIBRARY Static
-             CUDA_SEPARABLE_COMPILATION OFF
-             BUILD_RPATH "$ORIGIN;${CUDAToolkit_LIBRARY_DIR}"
-             INSTALL_RPATH "$ORIGIN;${CUDAToolkit_LIBRARY_DIR}")
+set_target_properties(graft_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_SEPARABLE_COMPILATION OFF)
 target_link_libraries(graft_cuda PRIVATE CUDA::cudart_static)
 
 # Some distributions' default flags forbid undefined symbols in shared libraries.

@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(128, BackwardPlan<Mma, kHeadDim>::kBlocksPerSm
   constexpr int kBlock = 8 * Plan::kColumnTiles;
   extern __shared__ __align__(128) unsigned char shared[];
 
-  const int warp = threadIdx.x >> 5;
+  const int warp = warp_index();
   const int lane = threadIdx.x & 31;
   const int warps = blockDim.x >> 5;
   const int blocks = (p.tokens + Plan::kRows - 1) / Plan::kRows;
@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(128, BackwardPlan<Mma, kHeadDim>::kBlocksPerSm
   constexpr int kBlock = 8 * Plan::kColumnTiles;
   extern __shared__ __align__(128) unsigned char shared[];
 
-  const int warp = threadIdx.x >> 5;
+  const int warp = warp_index();
   const int lane = threadIdx.x & 31;
   const int block_rows = (blockDim.x >> 5) * Plan::kRows;
   const int block_first = (p.tiles - 1 - static_cast<int>(blockIdx.x) % p.tiles) * block_rows;  // longest first
@@ -376,7 +376,7 @@ __global__ void __launch_bounds__(128, BackwardPlan<Mma, kHeadDim>::kBlocksPerSm
   constexpr int kBlock = 8 * Plan::kColumnTiles;
   extern __shared__ __align__(128) unsigned char shared[];
 
-  const int warp = threadIdx.x >> 5;
+  const int warp = warp_index();
   const int block_rows = (blockDim.x >> 5) * Plan::kRows;
   const int block_first = static_cast<int>(blockIdx.x) % p.tiles * block_rows;  // the first keys have most queries
   const HeadPointers<typename Mma::Storage> at(p, blockIdx.x / p.tiles);

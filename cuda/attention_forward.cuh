@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(128, ForwardPlan<Mma, kHeadDim>::kBlocksPerSm)
   constexpr int kBlock = 8 * kColumnTiles;
   extern __shared__ __align__(128) unsigned char shared[];
 
-  const int warp = threadIdx.x >> 5;
+  const int warp = warp_index();
   const int lane = threadIdx.x & 31;
   const int block_rows = (blockDim.x >> 5) * Plan::kRows;
   const int sequence = blockIdx.x / p.tiles;

@@ -54,6 +54,10 @@ __device__ inline std::uint32_t load_word(std::uint32_t address) {
   return word;
 }
 
+/// This thread's warp in its block. The broadcast tells the compiler that all lanes agree, so that branches on it do
+/// not count as taking lanes apart.
+__device__ inline int warp_index() { return __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x >> 5), 0); }
+
 __device__ inline float round_to_tf32(float x) {
   std::uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));

@@ -222,6 +222,42 @@ Gemm product(ConstView a, bool transpose_a, ConstView b, bool transpose_b, View 
   return g;
 }
 
+constexpr int kTile = 32;
+constexpr int kTileRows = 8;
+
+/// to[column, row] = from[row, column] for a [rows, columns] matrix, through a tile in shared memory.
+__global__ void __launch_bounds__(kTile* kTileRows)
+    transpose(const float* __restrict__ from, float* __restrict__ to, std::int64_t rows, std::int64_t columns) {
+  __shared__ float tile[kTile][kTile + 1];
+  const std::int64_t column = std::int64_t{blockIdx.x} * kTile + threadIdx.x;
+  const std::int64_t first_row = std::int64_t{blockIdx.y} * kTile;
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.y); i < kTile; i += kTileRows) {
+    if (first_row + i < rows && column < columns) tile[i][threadIdx.x] = from[(first_row + i) * columns + column];
+  }
+  __syncthreads();
+  const std::int64_t row = first_row + threadIdx.x;
+  const std::int64_t first_column = std::int64_t{blockIdx.x} * kTile;
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.y); i < kTile; i += kTileRows) {
+    if (first_column + i < columns && row < rows) to[(first_column + i) * rows + row] = tile[threadIdx.x][i];
+  }
+}
+
+/// dy W: with the weight as it lies, or turned around first where there is scratch for it.
+Gemm data_product(Stream& stream, const LinearBackwardData& args) {
+  if (!args.transposed) {
+    return product(args.dy, false, args.weight, false, args.dx.view, args.dx.accumulate, args.precision);
+  }
+  const std::int64_t rows = args.weight.shape.rows();
+  const std::int64_t columns = args.weight.shape.columns();
+  const dim3 grid(blocks_for(columns, kTile), blocks_for(rows, kTile));
+  transpose<<<grid, dim3(kTile, kTileRows), 0, handle(stream)>>>(args.weight.as<float>(), args.transposed.as<float>(),
+                                                                 rows, columns);
+  check(cudaGetLastError());
+  return product(args.dy, false, args.transposed, true, args.dx.view, args.dx.accumulate, args.precision);
+}
+
 Gemm with_vector(Gemm g, Epilogue epilogue, const void* vector, DType dtype) {
   g.epilogue = epilogue;
   g.vector = const_cast<void*>(vector);
@@ -264,7 +300,7 @@ void forward(Stream& stream, const LinearForward& args) {
 }
 
 void backward_data(Stream& stream, const LinearBackwardData& args) {
-  const Gemm plain = product(args.dy, false, args.weight, false, args.dx.view, args.dx.accumulate, args.precision);
+  const Gemm plain = data_product(stream, args);
   if (!args.pre || args.activation == Activation::None) {
     gemm(stream, plain);
     return;

@@ -28,9 +28,10 @@ class Kernel {
   void operator()(const Context& ctx, const Args& args) const { launch(*ctx.stream, args); }
 
   void launch(Stream& stream, const Args& args) const {
-    if (stream.mode() == Stream::Mode::Planning) return;
+    if (stream.mode() == Stream::Mode::Planning || !stream.wants(name_)) return;
     const Function function = slots_[static_cast<int>(stream.backend())];
     if (function == nullptr) throw_missing_kernel(name_, stream.backend());
+    stream.announce(name_);
     stream.launch({name_, &Kernel::invoke, reinterpret_cast<void (*)()>(function), &args, sizeof(Args)});
   }
 

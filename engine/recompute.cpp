@@ -18,6 +18,7 @@ Tensor recompute(const Context& ctx, const std::function<Tensor(const Context&, 
                      Tape tape;
                      const Context recording = c.with_tape(tape);
                      const Tensor again = function(recording, input);
+                     if (!again.requires_grad()) return;  // no parameter inside, and an input without a gradient
                      const Grads inner = tape.backward_from(c, {{again, grads.tensor(dy)}}, grads.sink());
                      if (input.requires_grad() && inner.has(input)) grads.pass(input, inner.tensor(input));
                    });

@@ -8,6 +8,14 @@
 #include "engine/require.h"
 
 namespace graft {
+namespace {
+
+constexpr std::uint64_t kIndexBits = 32;
+constexpr std::uint64_t kIndexMask = (std::uint64_t{1} << kIndexBits) - 1;
+
+std::uint64_t ticket_of(std::uint64_t pass, std::size_t index) { return pass << kIndexBits | index; }
+
+}  // namespace
 
 StepArena::StepArena(std::shared_ptr<AddressRange> range, std::string name)
     : range_(std::move(range)), name_(std::move(name)) {}
@@ -15,7 +23,7 @@ StepArena::~StepArena() = default;
 
 Block StepArena::allocate(std::size_t bytes, std::string_view name) {
   require(in_step_, "{}: {} was allocated outside a step", name_, name);
-  const std::uint64_t ticket = next_;
+  const std::uint64_t ticket = ticket_of(pass_, next_);
   if (!planned_) {
     // Addresses do not matter yet: the stream discards launches while it plans.
     entries_.push_back({std::string(name), bytes, event_++, -1, 0, true});
@@ -25,8 +33,10 @@ Block StepArena::allocate(std::size_t bytes, std::string_view name) {
   require(next_ < entries_.size(), "{}: {} ({} bytes) is one allocation more than the {} planned", name_, name, bytes,
           entries_.size());
   Entry& entry = entries_[next_];
-  require(entry.bytes == bytes && entry.first == event_, "{}: allocation {} is {} of {} bytes, planned was {} of {} bytes",
-          name_, next_, name, bytes, entry.name, entry.bytes);
+  require(entry.bytes == bytes, "{}: allocation {} is {} of {} bytes, planned was {} of {} bytes", name_, next_, name,
+          bytes, entry.name, entry.bytes);
+  require(entry.first == event_ && !diverged_,
+          "{}: before allocation {}, {}, tensors were released in another order than planned", name_, next_, name);
   entry.alive = true;
   ++next_;
   ++event_;
@@ -34,7 +44,8 @@ Block StepArena::allocate(std::size_t bytes, std::string_view name) {
 }
 
 void StepArena::release(const Block& block) noexcept {
-  Entry& entry = entries_[block.ticket];
+  if (block.ticket >> kIndexBits != pass_) return;  // of an earlier pass, which has reported it at its end
+  Entry& entry = entries_[block.ticket & kIndexMask];
   entry.alive = false;
   if (!planned_) {
     entry.last = event_;
@@ -48,6 +59,7 @@ void StepArena::begin_step() {
   if (!planned_) entries_.clear();
   for (Entry& entry : entries_) entry.alive = false;
   next_ = 0;
+  ++pass_;
   event_ = 0;
   diverged_ = false;
   in_step_ = true;
@@ -59,8 +71,8 @@ void StepArena::end_step() {
   for (const Entry& entry : entries_) {
     if (entry.alive) alive += fmt::format("{}{} ({} bytes)", alive.empty() ? "" : ", ", entry.name, entry.bytes);
   }
-  require(alive.empty(), "{}: still alive at the end of the step: {}; what outlives a step belongs in run memory", name_,
-          alive);
+  require(alive.empty(), "{}: still alive at the end of the step: {}; what outlives a step belongs in run memory",
+          name_, alive);
   require(!planned_ || next_ == entries_.size(), "{}: {} allocations, planned were {}", name_, next_, entries_.size());
   require(!diverged_, "{}: tensors were released in another order than planned", name_);
 }

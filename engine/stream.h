@@ -2,8 +2,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 #include <string_view>
+#include <utility>
 
 #include "engine/device.h"
 
@@ -75,8 +78,20 @@ class Stream {
   /// Ends a capture that failed, discarding what was recorded.
   virtual void abandon_capture() noexcept = 0;
 
+  /// Tells the listener. Kernel calls it before each launch.
+  void announce(const char* kernel) const {
+    if (listener_) listener_(kernel);
+  }
+
   /// Switches launch discarding on or off.
   void set_planning(bool planning);
+
+  /// Discards every launch of another kernel name from here on; empty: none. A step captured that way holds one kernel's
+  /// launches alone, whose time can then be measured; its results mean nothing.
+  void set_only(std::string_view kernel) { only_ = kernel; }
+  [[nodiscard]] bool wants(std::string_view kernel) const { return only_.empty() || only_ == kernel; }
+  /// Calls `listener` with the name of every kernel that is launched or recorded.
+  void set_listener(std::function<void(const char* kernel)> listener) { listener_ = std::move(listener); }
 
   /// Launches since construction (recorded ones included, planned ones not); for reports.
   [[nodiscard]] std::uint64_t launches() const { return launches_; }
@@ -84,6 +99,8 @@ class Stream {
  protected:
   Mode mode_ = Mode::Eager;
   std::uint64_t launches_ = 0;
+  std::string only_;
+  std::function<void(const char*)> listener_;
 };
 
 }  // namespace graft

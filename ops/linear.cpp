@@ -32,6 +32,12 @@ Tensor column_sum_scratch(const Context& ctx, const GradTarget& target, std::int
   return ctx.empty({column_sum_parts(rows), target.view.shape.elements()}, ctx.stream_dtype(), "partial column sums");
 }
 
+Tensor transposed_weight_scratch(const Context& ctx, const Tensor& weight) {
+  constexpr std::int64_t kWorthwhile = 1 << 17;
+  if (ctx.precision != Precision::Tf32 || weight.elements() < kWorthwhile) return {};
+  return ctx.empty({weight.shape()[1], weight.shape()[0]}, weight.dtype(), "transposed weight");
+}
+
 Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
   return linear(ctx, x, weight, bias, default_epilogues(ctx.precision));
 }
@@ -55,7 +61,9 @@ Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight, const T
           linear_backward_weight(c, {dy, x.view(), dweight, dbias, scratch.mutable_view(), c.precision, fused});
         }
         if (const GradTarget dx = grads.into(x)) {
-          linear_backward_data(c, {dy, weight.view(), {}, dx, {}, {}, Activation::None, c.precision, fused});
+          const Tensor transposed = transposed_weight_scratch(c, weight);
+          linear_backward_data(
+              c, {dy, weight.view(), {}, dx, {}, {}, transposed.mutable_view(), Activation::None, c.precision, fused});
         }
       });
   return y;

@@ -19,7 +19,9 @@ struct FusedEpilogues {
   bool bias_gradient = true;        // column sums of dy beside dy^T x
 };
 /// What linear() and mlp() use unless told otherwise: the one place to change it.
-[[nodiscard]] constexpr FusedEpilogues default_epilogues(Precision) { return {}; }
+/// Measured on an H100 at (12,256), 5248 rows: behind dy W the library's gelu' epilogue takes 71 us in tf32 and 30 us in
+/// bf16, its plain product and our kernel 42 and 22 us.
+[[nodiscard]] constexpr FusedEpilogues default_epilogues(Precision) { return {.activation_gradient = false}; }
 
 /// Rows that one partial sum of a column sum covers at least, and the most partial sums there are: functions of
 /// the shape alone, so that sums have one order everywhere.
@@ -47,6 +49,7 @@ struct LinearBackwardData {
   GradTarget dx;         // [rows, in]; with an activation it must store
   GradTarget dx_sums;    // [in]: column sums of dx, the bias gradient of the layer before; only with an activation
   View scratch;          // [column_sum_parts(rows), in] in the accumulation dtype, with dx_sums
+  View transposed;       // [in, out] scratch for the transpose of the weight, or empty: the product reads it as it lies
   Activation activation = Activation::None;
   Precision precision = Precision::Fp32;
   FusedEpilogues fused;
@@ -77,6 +80,11 @@ inline constinit Kernel<LinearBackwardWeight> linear_backward_weight{"linear_bac
 Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
               const FusedEpilogues& fused);
+
+/// Scratch for LinearBackwardData::transposed: in tf32, for weights of 2^17 elements and more. Hopper's tf32 units want the
+/// axis that is summed over to be contiguous in both operands, which it is not in dy W; turning the weight around first
+/// halves the time. The CPU ignores it.
+[[nodiscard]] Tensor transposed_weight_scratch(const Context& ctx, const Tensor& weight);
 
 /// Scratch for the column sums of a [rows, columns] matrix; empty where `target` is.
 [[nodiscard]] Tensor column_sum_scratch(const Context& ctx, const GradTarget& target, std::int64_t rows);

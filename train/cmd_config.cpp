@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/error.h"
+#include "train/command.h"
 #include "train/config.h"
 #include "train/config_schema.h"
 
@@ -73,24 +74,25 @@ void add_config_command(CLI::App& app, std::function<int()>& action) {
 
   CLI::App* check_command = config->add_subcommand("check", "read a configuration and report every mistake in it");
   check_command->add_option("FILE", arguments->file, "the TOML file")->required();
-  check_command->add_option("-o", arguments->overrides, "override a key: -o optimizer.lr=3e-4; may be repeated")
+  check_command
+      ->add_option("-o,--override", arguments->overrides, "override a key, e.g. -o optimizer.lr=3e-4; repeatable")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false)
       ->take_all();
   check_command->add_flag("--resolved", arguments->resolved, "print the configuration with every default filled in");
-  check_command->footer("example: graft config check configs/quickstart.toml -o model.layers=6");
+  check_command->footer("Example:  graft config check configs/quickstart.toml -o model.layers=6");
   check_command->callback([arguments, &action] {
     action = [arguments] { return check(arguments->file, arguments->overrides, arguments->resolved); };
   });
 
   CLI::App* explain_command = config->add_subcommand("explain", "what a key means, takes and defaults to");
   explain_command->add_option("KEY", arguments->key, "a key (optimizer.lr), a table (optimizer), or nothing for all");
-  explain_command->footer("example: graft config explain schedule.total");
+  explain_command->footer("Example:  graft config explain schedule.total");
   explain_command->callback([arguments, &action] { action = [arguments] { return explain(arguments->key); }; });
 
   CLI::App* schema_command =
       config->add_subcommand("schema", "the JSON Schema (draft 7) of configurations, for editors");
-  schema_command->footer("example: graft config schema > graft.schema.json");
+  schema_command->footer("Example:  graft config schema > graft.schema.json");
   schema_command->callback([&action] {
     action = [] {
       fmt::print("{}\n", json_schema(Schema()));
@@ -99,4 +101,9 @@ void add_config_command(CLI::App& app, std::function<int()>& action) {
   });
 }
 
+namespace {
+
+const RegisterCommand registered{{"config", add_config_command}};
+
+}  // namespace
 }  // namespace graft

@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -90,6 +91,8 @@ int train(const TrainArguments& arguments) {
     return static_cast<int>(ExitCode::kDone);
   }
   RunDirectory::check(options);
+  std::optional<CheckpointData> checkpoint;
+  if (options.resume.mode == Resume::Mode::Path) checkpoint = CheckpointDirectory::load(options.resume.path);
 
   std::unique_ptr<Session> session;
   try {
@@ -114,11 +117,7 @@ int train(const TrainArguments& arguments) {
   int status = static_cast<int>(ExitCode::kDone);
   try {
     Trainer trainer(*session, directory, stdout);
-    std::optional<CheckpointData> checkpoint;
-    if (options.resume.mode == Resume::Mode::Path) {
-      checkpoint = CheckpointDirectory::load(options.resume.path);
-      CheckpointDirectory(directory.checkpoints()).discard_after(checkpoint->step);
-    } else {
+    if (!checkpoint) {
       CheckpointReport report;
       checkpoint = CheckpointDirectory(directory.checkpoints()).load_latest(&report);
       for (const CheckpointReport::Skipped& skipped : report.skipped) {
@@ -127,6 +126,7 @@ int train(const TrainArguments& arguments) {
     }
     if (checkpoint) {
       trainer.resume(*checkpoint);
+      CheckpointDirectory(directory.checkpoints()).discard_after(checkpoint->step);
       fmt::print("continuing after step {}\n", checkpoint->step);
     } else {
       session->initialize();

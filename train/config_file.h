@@ -1,7 +1,7 @@
 #pragma once
 // From bytes to a tree of named values with positions. Knows TOML, not what the keys mean.
 
-#include <optional>
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -9,6 +9,9 @@
 #include "engine/settings.h"
 
 namespace graft {
+
+/// Bytes; no configuration comes near, and what is refused is refused quickly.
+inline constexpr std::size_t kLargestConfig = 32 << 10;
 
 /// A key with its value or, for a table, its children, as it stands in the file.
 struct RawSetting {
@@ -36,7 +39,7 @@ struct RawConfig {
 };
 
 /// The text of a configuration file. Throws ConfigError if it is missing (with the nearest name in its directory), not
-/// a regular file, not readable, empty or larger than 32 KiB. Never blocks: a pipe is refused, not waited for.
+/// a regular file, not readable, empty or larger than kLargestConfig. Never blocks: a pipe is refused, not waited for.
 [[nodiscard]] std::string read_config_file(const std::string& path);
 
 /// Parses TOML 1.0; `label` stands in positions. A byte-order mark and CRLF line ends are accepted. Each line that is
@@ -55,6 +58,8 @@ struct RawOverride {
 /// Throws ConfigError if there is no "=", no key, or the key is not dotted bare names.
 [[nodiscard]] RawOverride parse_override(const std::string& argument);
 
+/// Position of the first byte that is not part of a UTF-8 character, or npos.
+[[nodiscard]] std::size_t first_bad_utf8(std::string_view text);
 [[nodiscard]] bool is_utf8(std::string_view text);
 
 /// A name as shown in messages: long ones shortened in the middle, control characters replaced.

@@ -324,8 +324,8 @@ std::string explain_key(const Schema& schema, std::string_view path) {
     if (declaration.group != nullptr && !declaration.group->owner.empty()) {
       text += fmt::format("  (with {})", group_name(*declaration.group));
     }
-    text += fmt::format("\n  {}\n\n  value    {}\n  {}\n", key.doc, key.expected(), key.default_text());
-    if (!key.unit.empty()) text += fmt::format("  unit     {}\n", key.unit);
+    text += fmt::format("\n  {}\n\n  takes {}; {}\n", key.doc, key.expected(), key.default_text());
+    if (!key.unit.empty()) text += fmt::format("  counted in {}\n", key.unit);
     if (!key.aliases.empty()) text += fmt::format("  others call it {}\n", fmt::join(key.aliases, ", "));
     std::string example = toml_text(key.fallback);
     if (example.empty() && !key.choices.empty()) example = quoted_text(key.choices.front());

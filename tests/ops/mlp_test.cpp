@@ -187,6 +187,7 @@ TEST_CASE("mlp: captured products give the bits of eager ones") {
                                    GradTarget{dhidden.mutable_view(), false},
                                    GradTarget{dbias.mutable_view(), false},
                                    scratch.mutable_view(),
+                                   {},
                                    Activation::GeluTanh,
                                    precision,
                                    {}});

@@ -1,0 +1,171 @@
+#include "bench/step_bench.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "bench/support/timer.h"
+#include "engine/error.h"
+#include "engine/step_graph.h"
+#include "train/flops.h"
+#include "train/session.h"
+
+namespace graft::bench {
+namespace {
+
+struct StepBenchmark {
+  std::string name;
+  std::vector<std::string> keys;  // TOML lines "table.key=value"
+};
+
+/// The configurations that the studies train most.
+std::vector<StepBenchmark> built_in() {
+  struct Size {
+    const char* name;
+    int layers, width, heads, points;
+  };
+  std::vector<StepBenchmark> list;
+  for (const Size& size : {Size{"icl_transformer_12x256_T82", 12, 256, 8, 41}, Size{"icl_transformer_12x256_T202", 12, 256, 8, 101},
+                           Size{"icl_transformer_2x128_T82", 2, 128, 8, 41}}) {
+    for (const char* precision : {"fp32", "tf32", "bf16"}) {
+      list.push_back({fmt::format("{}/{}", size.name, precision),
+                      {"task.name=linear_regression", "task.curriculum.enabled=false",
+                       fmt::format("task.points={}", size.points), "model.preset=transformer",
+                       fmt::format("model.layers={}", size.layers), fmt::format("model.width={}", size.width),
+                       fmt::format("model.heads={}", size.heads), fmt::format("train.precision={}", precision)}});
+    }
+  }
+  return list;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Time of `step` replayed, in seconds.
+Timing time_graph(StepGraph& graph, Stream& stream, double target) {
+  const Timing once = time_batches(stream, [&] { graph.replay(); }, 1, 2);
+  const std::int64_t runs = runs_for(once.median, target);
+  return time_batches(stream, [&] { for (std::int64_t i = 0; i < runs; ++i) graph.replay(); }, runs, 5);
+}
+
+nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config, Device device,
+                                const StepRunOptions& options) {
+  Experiment experiment(config);
+  Session session(experiment, device, {options.threads}, true);
+  session.initialize();
+  MetricsRing metrics(session.ctx(), session.runtime(), 64);
+  const StepParts parts{experiment.task.get(), experiment.model.get(), &experiment.params,
+                        &metrics,              experiment.optimizer,   experiment.schedule,
+                        {RandomDomain::Train, config.train.batch, 0, false}};
+  const std::int64_t points = experiment.task->final_points();
+  const auto step = [parts, points](const Context& ctx) { train_step(ctx, parts, points); };
+  Stream& stream = *session.ctx().stream;
+  const double target = device.backend == Backend::Cuda ? 0.1 : 0.5;
+
+  StepGraph graph(session.ctx(), session.range(), "training step", step);
+  graph.plan();
+  std::map<std::string, int> calls;  // launches of each kernel in one step
+  stream.set_listener([&](const char* kernel) { ++calls[kernel]; });
+  graph.run_eager();
+  stream.set_listener(nullptr);
+  stream.synchronize();
+  const Timing eager_once = time_batches(stream, [&] { graph.run_eager(); }, 1, 2);
+  const std::int64_t eager_runs = runs_for(eager_once.median, target);
+  const Timing eager = time_batches(
+      stream, [&] { for (std::int64_t i = 0; i < eager_runs; ++i) graph.run_eager(); }, eager_runs, 3);
+  graph.capture();
+  const Timing captured = time_graph(graph, stream, target);
+  constexpr int kQueued = 4;  // few enough not to fill the launch queue
+  stream.synchronize();
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < kQueued; ++i) graph.replay();
+  const double host = seconds_since(start) / kQueued;
+  stream.synchronize();
+
+  const FlopsReport flops = count_flops(*experiment.model, *experiment.task, config.train.batch, 1);
+  const MemoryReport memory = plan_memory_on_paper(config);
+  nlohmann::ordered_json row;
+  row["name"] = name;
+  row["captured_ms"] = captured.median * 1e3;
+  row["lowest_ms"] = captured.lowest * 1e3;
+  row["highest_ms"] = captured.highest * 1e3;
+  row["eager_ms"] = eager.median * 1e3;
+  row["host_us"] = device.backend == Backend::Cuda ? host * 1e6 : 0;
+  row["launches"] = graph.launches();
+  row["memory_mib"] = static_cast<double>(memory.total()) / 1048576;
+  row["prompts_per_s"] = static_cast<double>(config.train.batch) / captured.median;
+  row["tokens_per_s"] = static_cast<double>(config.train.batch * points * experiment.task->shape().tokens_per_point) / captured.median;
+  row["tflops"] = flops.train_step / captured.median / 1e12;
+  fmt::print("{:<36} {:>9.4f} {:>9.4f} {:>9.4f} {:>9.4f} {:>8.1f} {:>8} {:>9.1f} {:>9.2f}\n", name, captured.median * 1e3,
+             captured.lowest * 1e3, captured.highest * 1e3, eager.median * 1e3,
+             device.backend == Backend::Cuda ? host * 1e6 : 0.0, graph.launches(),
+             static_cast<double>(memory.total()) / 1048576, flops.train_step / captured.median / 1e12);
+  std::fflush(stdout);
+
+  if (options.profile) {
+    std::vector<std::pair<double, std::string>> times;
+    for (const auto& [kernel, count] : calls) {
+      StepGraph alone(session.ctx(), session.range(), "training step", step);
+      alone.plan();
+      stream.set_only(kernel);
+      alone.capture();
+      stream.set_only({});
+      times.emplace_back(time_graph(alone, stream, target / 4).median * 1e3, kernel);
+    }
+    std::sort(times.rbegin(), times.rend());
+    for (const auto& [ms, kernel] : times) {
+      fmt::print("    {:<30} {:>4} calls {:>9.4f} ms {:>6.1f} %\n", kernel, calls[kernel], ms, 100 * ms / (captured.median * 1e3));
+      row["kernels"][kernel] = {{"calls", calls[kernel]}, {"ms", ms}};
+    }
+    std::fflush(stdout);
+  }
+  return row;
+}
+
+}  // namespace
+
+int run_step_benchmarks(const StepRunOptions& options) {
+  std::vector<StepBenchmark> list = options.config.empty() ? built_in() : std::vector<StepBenchmark>{{options.config, {}}};
+  if (!options.filter.empty()) {
+    const std::regex filter(options.filter);
+    std::erase_if(list, [&](const StepBenchmark& item) { return !std::regex_search(item.name, filter); });
+    if (list.empty()) {
+      throw ArgumentError(fmt::format("bench step: nothing matches \"{}\"; graft bench step --list names them", options.filter));
+    }
+  }
+  if (options.list) {
+    for (const StepBenchmark& item : list) fmt::print("{}\n", item.name);
+    return static_cast<int>(ExitCode::kDone);
+  }
+  const Device device = parse_device(options.device, Precision::Fp32);
+  const std::string device_name = open_runtime(device, {options.threads})->device_name();
+  fmt::print("{}: one training step, sampling included\n{:<36} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9}\n", device_name,
+             "step", "ms", "lowest", "highest", "eager ms", "host us", "launches", "MiB", "TFLOP/s");
+  nlohmann::ordered_json out;
+  out["device"] = device_name;
+  for (const StepBenchmark& item : list) {
+    std::vector<std::string> overrides = item.keys;
+    overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
+    const RunConfig config = options.config.empty() ? parse_config("", "bench.toml", overrides)
+                                                    : load_config(options.config, overrides);
+    out["rows"].push_back(run_step(item.name, config, device, options));
+  }
+  if (!options.json.empty()) {
+    std::ofstream file(options.json);
+    file << out.dump(1) << '\n';
+    if (!file.flush()) throw EnvironmentError(fmt::format("bench step: {} cannot be written", options.json));
+  }
+  return static_cast<int>(ExitCode::kDone);
+}
+
+}  // namespace graft::bench

@@ -1,0 +1,136 @@
+#include "bench/support/op_runner.h"
+
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bench/support/bench.h"
+#include "bench/support/timer.h"
+#include "engine/error.h"
+#include "engine/step_graph.h"
+#include "train/session.h"
+
+namespace graft::bench {
+namespace {
+
+constexpr double kCacheBytes = 150e6;  // sets of inputs together exceed every L2 by this much
+constexpr std::int64_t kMostSets = 64;
+constexpr double kBatchSeconds = 10e-3;
+constexpr int kBatches = 5;
+
+/// One device in one precision.
+struct Bed {
+  std::unique_ptr<Runtime> runtime;
+  std::unique_ptr<Stream> stream;
+  std::shared_ptr<AddressRange> range;
+  Context ctx;
+  Ceilings ceilings;
+};
+
+std::unique_ptr<Bed> make_bed(Device device, Precision precision, int threads) {
+  auto bed = std::make_unique<Bed>();
+  bed->runtime = open_runtime(device, {threads});
+  bed->stream = bed->runtime->make_stream();
+  bed->range = bed->runtime->reserve_range();
+  bed->ctx.backend = device.backend;
+  bed->ctx.stream = bed->stream.get();
+  bed->ctx.run_memory = bed->runtime->make_pool();
+  bed->ctx.memory = bed->ctx.run_memory;
+  bed->ctx.precision = precision;
+  bed->ceilings = measure_ceilings(bed->ctx);
+  return bed;
+}
+
+void run_one(benchmark::State& state, const OpBenchmark& op, Bed& bed, bool warm) {
+  // Each benchmark has a pool of its own, which gives the memory back at the end.
+  Context ctx = bed.ctx;
+  ctx.run_memory = bed.runtime->make_pool();
+  ctx.memory = ctx.run_memory;
+  std::vector<Work> sets{op.setup(ctx)};
+  const std::int64_t wanted =
+      warm || bed.ctx.backend == Backend::Cpu
+          ? 1
+          : std::clamp<std::int64_t>(static_cast<std::int64_t>(kCacheBytes / std::max(sets[0].bytes, 1.0)) + 1, 2, kMostSets);
+  while (static_cast<std::int64_t>(sets.size()) < wanted) sets.push_back(op.setup(ctx));
+  StepGraph graph(ctx, bed.range, op.name, [&](const Context& step) {
+    for (const Work& work : sets) work.run(step);
+  });
+  graph.plan();
+  graph.run_eager();
+  graph.capture();
+  const auto count = static_cast<double>(sets.size());
+  const Timing once = time_batches(*bed.stream, [&] { graph.replay(); }, 1, 2);
+  const std::int64_t replays = runs_for(once.median, kBatchSeconds);
+  const Timing timing = time_batches(
+      *bed.stream, [&] { for (std::int64_t i = 0; i < replays; ++i) graph.replay(); }, replays, kBatches);
+  const double median = timing.median / count;
+  for (auto iteration : state) {
+    static_cast<void>(iteration);
+    state.SetIterationTime(median);
+  }
+  state.counters["lowest_us"] = timing.lowest / count * 1e6;
+  state.counters["highest_us"] = timing.highest / count * 1e6;
+  if (sets[0].bytes > 0) {
+    state.counters["GB/s"] = sets[0].bytes / median / 1e9;
+    state.counters["of_copy"] = sets[0].bytes / median / bed.ceilings.bytes_per_second;
+  }
+  if (sets[0].flops > 0) {
+    state.counters["TFLOP/s"] = sets[0].flops / median / 1e12;
+    state.counters["of_gemm"] = sets[0].flops / median / bed.ceilings.flops_per_second;
+  }
+}
+
+}  // namespace
+
+int run_op_benchmarks(const OpRunOptions& options) {
+  const Device device = parse_device(options.device, Precision::Fp32);
+  std::vector<OpBenchmark>& all = registry();
+  std::sort(all.begin(), all.end(), [](const OpBenchmark& a, const OpBenchmark& b) { return a.name < b.name; });
+
+  std::map<Precision, std::unique_ptr<Bed>> beds;
+  for (const OpBenchmark& op : all) {
+    for (const Precision precision : op.precisions) {
+      if (!options.precision.empty() && options.precision != name_of(precision)) continue;
+      if (device.backend == Backend::Cuda && precision == Precision::Fp64) continue;
+      benchmark::RegisterBenchmark(fmt::format("{}/{}", op.name, name_of(precision)).c_str(),
+                                   [&op, precision, &beds, &options, device](benchmark::State& state) {
+                                     std::unique_ptr<Bed>& bed = beds[precision];
+                                     if (bed == nullptr) bed = make_bed(device, precision, options.threads);
+                                     run_one(state, op, *bed, options.warm);
+                                   })
+          ->UseManualTime()
+          ->Iterations(1)
+          ->Unit(benchmark::kMicrosecond);
+    }
+  }
+  std::vector<std::string> arguments = {"graft bench ops", "--benchmark_counters_tabular=true"};
+  if (!options.filter.empty()) arguments.push_back("--benchmark_filter=" + options.filter);
+  if (!options.json.empty()) {
+    arguments.push_back("--benchmark_out=" + options.json);
+    arguments.emplace_back("--benchmark_out_format=json");
+  }
+  if (options.list) arguments.emplace_back("--benchmark_list_tests=true");
+  std::vector<char*> pointers;
+  pointers.reserve(arguments.size());
+  for (std::string& argument : arguments) pointers.push_back(argument.data());
+  int count = static_cast<int>(pointers.size());
+  benchmark::Initialize(&count, pointers.data());
+  if (!options.list) {
+    const std::string name = open_runtime(device, {options.threads})->device_name();
+    benchmark::AddCustomContext("device", name);
+    fmt::print("{}: captured replays, {}; Time is the median of {} batches\n", name,
+               options.warm ? "caches warm" : "L2 cold (inputs rotate)", kBatches);
+  }
+  if (benchmark::RunSpecifiedBenchmarks() == 0) {
+    throw ArgumentError(fmt::format("bench ops: no benchmark matches \"{}\"; graft bench ops --list names them", options.filter));
+  }
+  benchmark::Shutdown();
+  return static_cast<int>(ExitCode::kDone);
+}
+
+}  // namespace graft::bench

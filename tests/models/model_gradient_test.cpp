@@ -1,0 +1,160 @@
+// Gradients of a whole model, from the loss to every parameter.
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/tape.h"
+#include "ops/squared_error.h"
+#include "tests/models/live_model.h"
+
+namespace graft::test {
+namespace {
+
+using Loss = std::function<Tensor(const Context&, const SequenceModel&)>;
+
+double value_of(const LiveModel& live, const Loss& loss) {
+  return live.device.values(loss(live.device.ctx(), live.model)).at(0);
+}
+
+using ParameterValues = std::vector<std::vector<double>>;  // one vector an entry of the store
+
+void write(LiveModel& live, const ParameterValues& values) {
+  const auto& entries = live.store.entries();
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    live.store.write(live.device.ctx(), entries[i], ParameterStore::Buffer::Weights, values[i]);
+  }
+}
+
+/// d loss / d (step along `direction`): two central differences, extrapolated.
+double difference_along(LiveModel& live, const Loss& loss, const ParameterValues& at,
+                        const ParameterValues& direction) {
+  const auto moved = [&](double step) {
+    ParameterValues values = at;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      for (std::size_t j = 0; j < values[i].size(); ++j) values[i][j] += step * direction[i][j];
+    }
+    write(live, values);
+    return value_of(live, loss);
+  };
+  const auto central = [&](double step) { return (moved(step) - moved(-step)) / (2 * step); };
+  constexpr double kStep = 2e-4;
+  const double result = (4 * central(kStep / 2) - central(kStep)) / 3;
+  write(live, at);
+  return result;
+}
+
+/// Largest relative error of the gradient's projections on random directions: of all parameters at once, then of each
+/// one by itself. Errors are relative to |gradient| |direction| / sqrt(elements), the size a random projection has.
+double model_gradient_error(LiveModel& live, const Loss& loss) {
+  const Context& ctx = live.device.ctx();
+  const auto& entries = live.store.entries();
+  ParameterValues at;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    // Away from the small weights of initialisation, where half of the gradients would be nearly zero.
+    at.push_back(randn(entries[i].shape, Role::Master, 100 + i, 0.3).values);
+    if (entries[i].name.ends_with("gain")) {
+      for (double& value : at.back()) value += 1;
+    }
+  }
+  write(live, at);
+
+  live.store.begin_gradients();
+  {
+    Tape tape;
+    const Tensor result = loss(ctx.with_tape(tape), live.model);
+    static_cast<void>(tape.backward(ctx, result, &live.store));
+  }
+  live.store.finish_gradients(ctx);
+
+  double worst = 0;
+  const auto check = [&](const std::string& what, const ParameterValues& direction) {
+    double product = 0;
+    double gradient_square = 0;
+    double direction_square = 0;
+    double elements = 0;
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const std::vector<double> gradient = live.store.read(ctx, entries[i], ParameterStore::Buffer::Gradients);
+      for (std::size_t j = 0; j < gradient.size(); ++j) {
+        product += gradient[j] * direction[i][j];
+        if (direction[i][j] == 0) continue;
+        gradient_square += gradient[j] * gradient[j];
+        direction_square += direction[i][j] * direction[i][j];
+        elements += 1;
+      }
+    }
+    CAPTURE(what);
+    CHECK(gradient_square > 0);
+    const double size = std::sqrt(gradient_square * direction_square / elements);
+    const double error = std::abs(difference_along(live, loss, at, direction) - product) / size;
+    if (error > 1e-7) MESSAGE(what << ": relative error " << error);
+    worst = std::max(worst, error);
+  };
+  ParameterValues zero;
+  for (const std::vector<double>& values : at) zero.emplace_back(values.size(), 0.0);
+  for (std::uint64_t seed = 0; seed < 4; ++seed) {
+    ParameterValues direction;
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      direction.push_back(randn(entries[i].shape, Role::Master, 1000 * (seed + 1) + i).values);
+    }
+    check("all parameters", direction);
+  }
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    ParameterValues direction = zero;
+    direction[i] = randn(entries[i].shape, Role::Master, 5000 + i).values;
+    check(entries[i].name, direction);
+  }
+  return worst;
+}
+
+TEST_CASE("model: gradients of all parameters match finite differences") {
+  struct Variant {
+    const char* pattern;
+    Positions positions;
+  };
+  for (const Variant& variant :
+       {Variant{"(AF)*2", Positions::Learned}, {"AF", Positions::None}, {"FAA", Positions::Learned}}) {
+    CAPTURE(variant.pattern);
+    ModelConfig config = small_config(variant.pattern, variant.positions);
+    config.width = 12;
+    config.heads = 3;
+    config.mlp_ratio = 2;
+    LiveModel live(Backend::Cpu, Precision::Fp64, config, {3, 1, 0, 10});
+    HostTensor tokens = randn({2, 10, 8});
+    for (std::size_t i = 0; i < tokens.values.size(); ++i) {
+      if (i % 8 >= 3) tokens.values[i] = 0;  // padding columns
+    }
+    const Tensor input = live.device.tensor(tokens);
+    const Tensor targets = live.device.tensor(randn({2, 5, 1}, Role::Stream, 3));
+    const double error = model_gradient_error(live, [&](const Context& ctx, const SequenceModel& model) {
+      return squared_error(ctx, model(ctx, input), targets, {}, {.columns = 1, .position_stride = 2});
+    });
+    CHECK(error < 1e-7);
+  }
+}
+
+TEST_CASE("model: padding of a parameter stays without gradient") {
+  LiveModel live(Backend::Cpu, Precision::Fp64, small_config(), {3, 1, 0, 10});
+  const Context& ctx = live.device.ctx();
+  const Tensor input = live.device.tensor(randn({2, 10, 8}));  // columns that should be zero are not
+  live.store.begin_gradients();
+  Tape tape;
+  const Context recording = ctx.with_tape(tape);
+  const Tensor loss = squared_error(recording, live.model(recording, input), live.device.tensor(randn({2, 5, 1})), {},
+                                    {.columns = 1, .position_stride = 2});
+  static_cast<void>(tape.backward(ctx, loss, &live.store));
+  live.store.finish_gradients(ctx);
+  const ParameterStore::Entry* out = live.store.find("read_out.weight");
+  REQUIRE(out != nullptr);
+  CHECK(out->stored == Shape{8, 32});
+  const std::vector<double> gradients = live.device.values(live.store.gradients());
+  for (std::int64_t i = 32; i < 8 * 32; ++i) CHECK(gradients[static_cast<std::size_t>(out->offset + i)] == 0);
+}
+
+}  // namespace
+}  // namespace graft::test

@@ -1,0 +1,234 @@
+#include "tests/support/golden.h"
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <limits>
+#include <utility>
+
+#include "engine/error.h"
+
+namespace graft::test {
+namespace {
+
+nlohmann::json read_json(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  if (!file) throw DataError(fmt::format("{}: cannot be read", path.string()));
+  nlohmann::json json = nlohmann::json::parse(file, nullptr, false);
+  if (json.is_discarded()) throw DataError(fmt::format("{}: not JSON", path.string()));
+  return json;
+}
+
+double largest(const std::vector<double>& values) {
+  double result = 0;
+  for (const double value : values) result = std::max(result, std::abs(value));
+  return result;
+}
+
+std::vector<GoldenHandler>& handlers() {
+  static std::vector<GoldenHandler> entries;
+  return entries;
+}
+
+bool fits(std::string_view pattern, std::string_view name) {
+  if (!pattern.ends_with('*')) return pattern == name;
+  return name.starts_with(pattern.substr(0, pattern.size() - 1));
+}
+
+/// A case that cannot be read has the name of its directory.
+std::string name_of_case(const std::filesystem::path& directory) {
+  try {
+    return GoldenCase(directory).name();
+  } catch (const std::exception&) {
+    return directory.filename().string();
+  }
+}
+
+}  // namespace
+
+GoldenCase::GoldenCase(const std::filesystem::path& directory)
+    : name_(directory.filename().string()),
+      description_(read_json(directory / "case.json")),
+      data_(directory / "data.safetensors") {
+  const auto found = description_.find("case");
+  if (found != description_.end() && found->is_string()) name_ = found->get<std::string>();
+}
+
+const nlohmann::json& GoldenCase::required(const char* table, std::string_view key) const {
+  const auto found = description_.find(table);
+  if (found != description_.end() && found->is_object()) {
+    const auto value = found->find(key);
+    if (value != found->end()) return *value;
+  }
+  throw DataError(fmt::format("golden case {}: case.json has no {}.{}", name_, table, key));
+}
+
+nlohmann::json GoldenCase::setting(std::string_view key) const {
+  const auto config = description_.find("config");
+  if (config == description_.end() || !config->is_object()) return {};
+  const auto value = config->find(key);
+  return value == config->end() ? nlohmann::json() : *value;
+}
+
+double GoldenCase::number(std::string_view key) const {
+  const nlohmann::json& value = required("config", key);
+  if (!value.is_number()) throw DataError(fmt::format("golden case {}: config.{} is no number", name_, key));
+  return value.get<double>();
+}
+
+std::int64_t GoldenCase::integer(std::string_view key) const {
+  const nlohmann::json& value = required("config", key);
+  if (!value.is_number_integer()) throw DataError(fmt::format("golden case {}: config.{} is no integer", name_, key));
+  return value.get<std::int64_t>();
+}
+
+bool GoldenCase::flag(std::string_view key) const {
+  const nlohmann::json& value = required("config", key);
+  if (!value.is_boolean()) throw DataError(fmt::format("golden case {}: config.{} is no boolean", name_, key));
+  return value.get<bool>();
+}
+
+std::string GoldenCase::text(std::string_view key) const {
+  const nlohmann::json& value = required("config", key);
+  if (!value.is_string()) throw DataError(fmt::format("golden case {}: config.{} is no string", name_, key));
+  return value.get<std::string>();
+}
+
+std::vector<double> GoldenCase::numbers(std::string_view key) const {
+  const nlohmann::json& value = required("config", key);
+  const bool valid = value.is_array() && std::all_of(value.begin(), value.end(),
+                                                     [](const nlohmann::json& element) { return element.is_number(); });
+  if (!valid) throw DataError(fmt::format("golden case {}: config.{} is no array of numbers", name_, key));
+  return value.get<std::vector<double>>();
+}
+
+double GoldenCase::tolerance(std::string_view key) const {
+  const nlohmann::json& value = required("tolerance", key);
+  if (!value.is_number()) throw DataError(fmt::format("golden case {}: tolerance.{} is no number", name_, key));
+  return value.get<double>();
+}
+
+std::vector<float> GoldenCase::floats(std::string_view tensor) const {
+  const std::vector<double> wide = values(tensor);
+  return {wide.begin(), wide.end()};
+}
+
+std::vector<std::string> GoldenCase::names(std::string_view prefix) const {
+  std::vector<std::string> result;
+  for (const SafetensorsEntry& tensor : data_.tensors()) {
+    if (tensor.name.starts_with(prefix)) result.push_back(tensor.name.substr(prefix.size()));
+  }
+  std::sort(result.begin(), result.end());
+  return result;
+}
+
+GoldenRun::GoldenRun(const GoldenCase& golden, Backend backend, Precision precision)
+    : golden_(golden),
+      label_(
+          fmt::format("golden case {} on {} in {}", golden.name(), graft::name_of(backend), graft::name_of(precision))),
+      output_tolerance_(golden.tolerance(precision == Precision::Fp64 ? "float64" : "float32_outputs")),
+      gradient_tolerance_(golden.tolerance(precision == Precision::Fp64 ? "float64" : "float32_gradients")),
+      device_(backend, precision) {}
+
+Tensor GoldenRun::tensor(std::string_view name, const Shape& shape) const {
+  const bool floating = golden_.floating(name);
+  Tensor result = device_.tensor(shape, floating ? ctx().compute_dtype() : DType::I32, golden_.values(name));
+  result.set_requires_grad(floating && golden_.has(fmt::format("grad.{}", name)));
+  return result;
+}
+
+Tensor GoldenRun::tensor(const Shape& shape, const std::vector<double>& values) const {
+  return device_.tensor(shape, ctx().compute_dtype(), values);
+}
+
+void GoldenRun::check_output(std::string_view name, const std::vector<double>& got, double scale) {
+  check(std::string(name), got, output_tolerance_, scale);
+}
+
+void GoldenRun::check_gradient(std::string_view name, const std::vector<double>& got) {
+  check(fmt::format("grad.{}", name), got, gradient_tolerance_, 0);
+}
+
+void GoldenRun::check(const std::string& name, const std::vector<double>& got, double tolerance, double scale) {
+  compared_.insert(name);
+  const std::vector<double> expected = golden_.values(name);
+  INFO(label_ << ", tensor " << name);
+  REQUIRE(got.size() == expected.size());
+  double worst = 0;
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    double difference = std::abs(got[i] - expected[i]);
+    if (!std::isfinite(difference)) difference = std::numeric_limits<double>::infinity();
+    if (difference > worst) {
+      worst = difference;
+      at = i;
+    }
+  }
+  const double reference = std::max(largest(expected), scale);
+  const double error = reference == 0 ? worst : worst / reference;
+  const std::string where =
+      got.empty() ? "" : fmt::format("worst at element {}: {:.9g}, expected {:.9g}", at, got[at], expected[at]);
+  INFO(where);
+  CHECK(error <= tolerance);
+}
+
+void GoldenRun::finish() {
+  for (const char* kind : {"out.", "grad.", "loss"}) {
+    for (const std::string& rest : golden_.names(kind)) {
+      const std::string name = kind + rest;
+      if (!compared_.contains(name)) FAIL_CHECK(label_ << ": tensor " << name << " was not compared with anything");
+    }
+  }
+}
+
+RegisterGolden::RegisterGolden(GoldenHandler handler) { handlers().push_back(std::move(handler)); }
+
+const GoldenHandler* find_golden_handler(std::string_view name) {
+  const GoldenHandler* best = nullptr;
+  for (const GoldenHandler& handler : handlers()) {
+    if (fits(handler.pattern, name) && (best == nullptr || handler.pattern.size() > best->pattern.size())) {
+      best = &handler;
+    }
+  }
+  return best;
+}
+
+std::filesystem::path golden_directory() {
+  const char* given = std::getenv("GRAFT_GOLDEN_DIR");
+  return given != nullptr && *given != '\0' ? given : GRAFT_SOURCE_DIR "/tests/golden";
+}
+
+std::vector<std::filesystem::path> golden_cases() {
+  std::vector<std::filesystem::path> cases;
+  for (const auto& entry : std::filesystem::directory_iterator(golden_directory())) {
+    if (entry.is_directory()) cases.push_back(entry.path());
+  }
+  std::sort(cases.begin(), cases.end());
+  return cases;
+}
+
+void run_golden_case(const std::filesystem::path& directory, Backend backend, Precision precision) {
+  const std::string name = name_of_case(directory);
+  const GoldenHandler* handler = find_golden_handler(name);
+  if (handler == nullptr) {
+    FAIL_CHECK("golden case " << name << " (" << directory.string()
+                              << ") is of an unknown kind: no handler is registered");
+    return;
+  }
+  if (handler->host_only && backend != Backend::Cpu) return;
+  try {
+    const GoldenCase golden(directory);
+    GoldenRun run(golden, backend, precision);
+    handler->run(run);
+    run.finish();
+  } catch (const std::exception& error) {
+    FAIL_CHECK("golden case " << name << ": " << error.what());
+  }
+}
+
+}  // namespace graft::test
