@@ -52,12 +52,12 @@ class StepArena final : public Memory {
   std::shared_ptr<AddressRange> range_;
   std::string name_;
   std::vector<Entry> entries_;
-  std::size_t next_ = 0;     // next allocation in this pass
-  std::uint64_t pass_ = 0;   // counts begin_step(); part of a ticket, so that a late release is recognised
-  std::int64_t event_ = 0;   // allocations and releases in this pass
+  std::size_t next_ = 0;    // next allocation in this pass
+  std::uint64_t pass_ = 0;  // counts begin_step(); part of a ticket, so that a late release is recognised
+  std::int64_t event_ = 0;  // allocations and releases in this pass
   bool in_step_ = false;
   bool planned_ = false;
-  bool diverged_ = false;    // a release came at another point than planned; reported by end_step
+  bool diverged_ = false;  // a release came at another point than planned; reported by end_step
   std::size_t planned_bytes_ = 0;
 };
 

@@ -118,9 +118,13 @@ EvaluationResult Evaluator::run(std::int64_t step) {
   EvaluationResult result;
   result.step = step;
   result.prompts = experiment.config.eval.prompts;
-  result.positions = position_statistics(
-      scores, result.prompts, experiment.task->final_points(),
-      {.resamples = static_cast<int>(experiment.config.eval.bootstrap), .seed = experiment.config.run.seed});
+  const auto resamples = static_cast<int>(experiment.config.eval.bootstrap);
+  result.positions = position_statistics(scores, result.prompts, experiment.task->final_points(),
+                                         {.resamples = std::max(resamples, 1), .seed = experiment.config.run.seed});
+  if (resamples == 0) {  // no band was asked for
+    result.positions.lower.clear();
+    result.positions.upper.clear();
+  }
   result.summary = summarize(result.positions);
   if (!baselines_known_) {
     baselines_ = load_or_compute_baselines();

@@ -139,9 +139,9 @@ TEST_CASE("parameter store: initializers have the moments they say") {
     double variance;
     double bound;
   };
-  for (const Expected& expected : {Expected{"normal", 0.02 * 0.02, 0.2}, Expected{"uniform", 0.09 / 3, 0.3},
-                                   Expected{"fan_in", 0.04 / 3, 0.2}}) {
-    INFO(expected.name);
+  for (const Expected& expected :
+       {Expected{"normal", 0.02 * 0.02, 0.2}, Expected{"uniform", 0.09 / 3, 0.3}, Expected{"fan_in", 0.04 / 3, 0.2}}) {
+    INFO(std::string(expected.name));
     double mean = 0;
     double square = 0;
     double largest = 0;

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -54,7 +55,7 @@ TEST_CASE("philox: known answers") {
   CHECK(philox4x32_10({0, 0, 0, 0}, 0, 0) == Words4{0x6627e8d5U, 0xe169c58dU, 0xbc57ac4cU, 0x9b00dbd8U});
   CHECK(philox4x32_10({~0U, ~0U, ~0U, ~0U}, ~0U, ~0U) == Words4{0x408f276dU, 0x41c83b0eU, 0xa20bc7c6U, 0x6d5451fdU});
   CHECK(philox4x32_10({0x243f6a88U, 0x85a308d3U, 0x13198a2eU, 0x03707344U}, 0xa4093822U, 0x299f31d0U) ==
-        Words4{0xd16cfe09U, 0x94fdcceb, 0x5001e420U, 0x24126ea1U});
+        Words4{0xd16cfe09U, 0x94fdccebU, 0x5001e420U, 0x24126ea1U});
 }
 
 TEST_CASE("philox: a draw's words are those of its counter and key") {
@@ -72,7 +73,8 @@ TEST_CASE("philox: uniforms lie in [0, 1) and have the moments of a uniform") {
   CHECK(Draw::to_unit(0) == 0.F);
   CHECK(Draw::to_unit(~0U) == 1.F - 0x1p-24F);
   const std::vector<double> sample = uniforms({7, RandomDomain::Train, 3, 1}, 2);
-  for (const double x : sample) REQUIRE((x >= 0 && x < 1));
+  CHECK(*std::min_element(sample.begin(), sample.end()) >= 0);
+  CHECK(*std::max_element(sample.begin(), sample.end()) < 1);
   const Moments moments(sample);
   const double n = kSample;
   CHECK(std::abs(moments.mean - 0.5) < 4 * std::sqrt(1.0 / 12 / n));            // standard error of the mean
@@ -131,9 +133,7 @@ TEST_CASE("philox: integers below n") {
     std::vector<double> counts(n, 0);
     const std::uint32_t draws = 200000;
     for (std::uint32_t i = 0; i < draws; ++i) {
-      const std::uint32_t value = draw.below(n, 4, i);
-      REQUIRE(value < n);
-      counts[value] += 1;
+      counts.at(draw.below(n, 4, i)) += 1;
     }
     if (n == 1) continue;
     const double expected = static_cast<double>(draws) / n;

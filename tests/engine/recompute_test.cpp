@@ -3,8 +3,8 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
-#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "engine/parameter_store.h"
@@ -124,7 +124,8 @@ TEST_CASE("recompute: a function without anything to differentiate") {
   const Tensor x = device.tensor(constant(randn({5})));
   Tape tape;
   const Context ctx = device.ctx().with_tape(tape);
-  const Tensor y = recompute(ctx, [](const Context& c, const Tensor& input) { return gelu(c, input); }, x);
+  const Tensor y = recompute(
+      ctx, [](const Context& c, const Tensor& input) { return gelu(c, input); }, x);
   const Grads grads = tape.backward_from(ctx, {{y, device.tensor(randn({5}))}});
   CHECK_FALSE(grads.has(x));
 }

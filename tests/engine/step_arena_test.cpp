@@ -92,8 +92,9 @@ TEST_CASE("step arena: another size than planned names both tensors") {
   const auto step = [&] { static_cast<void>(f.take(size, "scores")); };
   f.plan(step);
   size = 9;
-  CHECK_THROWS_WITH_AS(f.run(step), "train step: allocation 0 is scores of 36 bytes, planned was scores of 32 bytes",
-                       ArgumentError);
+  CHECK_THROWS_WITH_AS(
+      f.run(step), doctest::Contains("train step: allocation 0 is scores of 36 bytes, planned was scores of 32 bytes"),
+      ArgumentError);
   size = 8;
   CHECK_NOTHROW(f.run(step));  // the arena goes on working
 }

@@ -3,12 +3,13 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -46,7 +47,7 @@ Trace train(const RunConfig& config, Backend backend, Mode mode, int threads = 2
   Experiment& experiment = tiny.experiment;
   const Context& ctx = session.ctx();
   session.initialize();
-  MetricsRing metrics(ctx, session.runtime(), 128);
+  MetricsRing metrics(ctx, session.runtime(), 1024);
   const StepParts parts{experiment.task.get(),
                         experiment.model.get(),
                         &experiment.params,
@@ -168,10 +169,10 @@ TEST_CASE("step: CUDA: a model of common size gives the same bits captured, eage
 TEST_CASE("step: any number of CPU threads gives the same bits") {
   for (const char* precision : {"fp32", "bf16", "fp64"}) {
     CAPTURE(precision);
-    const RunConfig config = tiny_config(
-        {fmt::format("train.precision={}", precision), "train.steps=20", "model.width=64", "train.batch=32"});
+    const RunConfig config = tiny_config({fmt::format("train.precision={}", precision), "train.steps=6",
+                                          "task.curriculum.points_start=4", "model.width=64", "train.batch=32"});
     const Trace one = train(config, Backend::Cpu, Mode::Captured, 1);
-    for (const int threads : {2, 3, 7}) {
+    for (const int threads : {2, 5}) {
       CAPTURE(threads);
       check_same(one, train(config, Backend::Cpu, Mode::Captured, threads));
     }
@@ -255,19 +256,47 @@ TEST_CASE("step: two half batches with global example numbers make the gradient 
   CHECK(error < 1e-13 * size);
 }
 
-TEST_CASE("step: the loss of a small problem goes down") {
-  const RunConfig config =
-      tiny_config({"task.curriculum.enabled=false", "task.dim=1", "task.points=4", "schedule.name=constant",
-                   "schedule.warmup=0", "optimizer.lr=3e-3", "train.steps=100", "train.batch=32"});
+TEST_CASE("step: prompts that come again and again are learnt by heart") {
+  const RunConfig config = tiny_config({"schedule.name=constant", "schedule.warmup=0", "train.batch=4"});
+  TinySession tiny(config);
+  Session& session = tiny.session;
+  session.initialize();
+  MetricsRing metrics(session.ctx(), session.runtime(), 1);
+  const StepParts parts{
+      tiny.experiment.task.get(), tiny.experiment.model.get(), &tiny.experiment.params,           &metrics,
+      tiny.experiment.optimizer,  tiny.experiment.schedule,    {RandomDomain::Train, 4, 0, false}};
+  StepGraph graph(session.ctx(), session.range(), "training step",
+                  [&](const Context& ctx) { train_step(ctx, parts, 4); });
+  graph.plan();
+  graph.capture();
+  std::vector<double> losses;
+  for (std::uint64_t update = 0; update < 300; ++update) {
+    StepState state = session.state().read(session.ctx());
+    CHECK(state.updates == update);
+    state.step = 40;  // the same prompts, at full dimension
+    session.state().write(session.ctx(), state);
+    graph.replay();
+    metrics.start_at(40);
+    metrics.request(session.ctx(), 41);
+    losses.push_back(metrics.take()->front().loss);
+  }
+  CHECK(losses.front() > 1);
+  CHECK(losses.back() < 0.05 * losses.front());
+}
+
+TEST_CASE("step: a small problem is learnt in context" * doctest::test_suite("slow")) {
+  const RunConfig config = tiny_config({"task.curriculum.enabled=false", "task.dim=1", "task.points=8",
+                                        "model.width=32", "schedule.name=constant", "schedule.warmup=20",
+                                        "optimizer.lr=1e-2", "train.steps=600", "train.batch=64"});
   const Trace trace = train(config, Backend::Cpu, Mode::Captured);
   double early = 0;
   double late = 0;
-  for (std::size_t i = 0; i < 20; ++i) {
-    early += trace.rows[i].loss / 20;
-    late += trace.rows[trace.rows.size() - 1 - i].loss / 20;
+  for (std::size_t i = 0; i < 60; ++i) {
+    early += trace.rows[i].loss / 60;
+    late += trace.rows[trace.rows.size() - 1 - i].loss / 60;
   }
-  CHECK(early > 0.6);  // the zero predictor has 1
-  CHECK(late < 0.7 * early);
+  CHECK(early > 0.8);  // the zero predictor has 1
+  CHECK(late < 0.75 * early);
 }
 
 }  // namespace

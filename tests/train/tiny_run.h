@@ -1,13 +1,21 @@
 #pragma once
 
-#include <memory>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/device.h"
+#include "train/checkpoint.h"
 #include "train/config.h"
 #include "train/experiment.h"
+#include "train/run_directory.h"
 #include "train/session.h"
+#include "train/trainer.h"
 
 namespace graft::test {
 
@@ -67,5 +75,66 @@ struct TinySession {
   Experiment experiment;
   Session session;
 };
+
+/// A stream whose text nobody reads.
+class NullStream {
+ public:
+  NullStream() : file_(std::fopen("/dev/null", "w")) {}
+  ~NullStream() { std::fclose(file_); }
+  NullStream(const NullStream&) = delete;
+  NullStream& operator=(const NullStream&) = delete;
+  [[nodiscard]] std::FILE* file() const { return file_; }
+
+ private:
+  std::FILE* file_;
+};
+
+/// Trains in `directory` as `graft train --run-dir` does: continues what is there. `out` gets what a terminal would.
+inline TrainingOutcome train_in(const std::filesystem::path& directory, const RunConfig& config,
+                                std::FILE* out = nullptr, Backend backend = Backend::Cpu, int threads = 2) {
+  const NullStream null;
+  RunOptions options;
+  options.directory = directory;
+  options.name = config.run.name;
+  options.config_hash = config_hash8(config);
+  options.config_text = config.text;
+  options.resolved_text = resolved_toml(config);
+  TinySession tiny(config, backend, threads);
+  RunDirectory run(options);
+  Trainer trainer(tiny.session, run, out == nullptr ? null.file() : out);
+  if (const std::optional<CheckpointData> checkpoint = CheckpointDirectory(run.checkpoints()).load_latest()) {
+    trainer.resume(*checkpoint);
+  } else {
+    tiny.session.initialize();
+  }
+  const TrainingOutcome outcome = trainer.run();
+  run.finish(0);
+  return outcome;
+}
+
+/// Lines of a file of JSON objects.
+inline std::vector<nlohmann::json> json_lines(const std::filesystem::path& path) {
+  std::vector<nlohmann::json> lines;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+/// The same without what a clock wrote: two equal runs have equal ones.
+inline std::vector<nlohmann::json> lines_without_times(const std::filesystem::path& path) {
+  std::vector<nlohmann::json> lines = json_lines(path);
+  for (nlohmann::json& line : lines) {
+    line.erase("steps_per_s");
+    line.erase("seconds");
+  }
+  return lines;
+}
+
+/// "step" of every line.
+inline std::vector<std::int64_t> steps_of(const std::filesystem::path& path) {
+  std::vector<std::int64_t> steps;
+  for (const nlohmann::json& line : json_lines(path)) steps.push_back(line.at("step").get<std::int64_t>());
+  return steps;
+}
 
 }  // namespace graft::test

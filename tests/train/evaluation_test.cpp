@@ -1,0 +1,183 @@
+#include "train/evaluation.h"
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "engine/error.h"
+#include "tests/support/parity.h"
+#include "tests/support/temporary_directory.h"
+#include "tests/train/tiny_run.h"
+
+namespace graft::test {
+namespace {
+
+EvaluationResult evaluate(const RunConfig& config, Backend backend = Backend::Cpu, int runs = 1,
+                          const std::filesystem::path& cache = {}) {
+  TinySession tiny(config, backend);
+  tiny.session.initialize();
+  Evaluator evaluator(tiny.session, cache);
+  EvaluationResult result = evaluator.run(7);
+  for (int run = 1; run < runs; ++run) {
+    const EvaluationResult again = evaluator.run(7);
+    CHECK(again.positions.mean == result.positions.mean);  // the first run was eager in part, this one is captured
+    CHECK(again.positions.lower == result.positions.lower);
+    CHECK(again.baselines == result.baselines);
+  }
+  return result;
+}
+
+void check_same(const EvaluationResult& a, const EvaluationResult& b) {
+  CHECK(a.positions.mean == b.positions.mean);
+  CHECK(a.positions.standard_deviation == b.positions.standard_deviation);
+  CHECK(a.positions.lower == b.positions.lower);
+  CHECK(a.positions.upper == b.positions.upper);
+}
+
+TEST_CASE("evaluation: the line of eval.jsonl has the fields that scripts read") {
+  const nlohmann::json line = nlohmann::json::parse(evaluate(tiny_config()).json().dump());
+  CHECK(line.at("step") == 7);
+  CHECK(line.at("suite") == "standard");
+  CHECK(line.at("prompts") == 24);
+  const std::vector<double> positions = line.at("positions").get<std::vector<double>>();
+  REQUIRE(positions.size() == 5);
+  double sum = 0;
+  for (const double value : positions) sum += value;
+  CHECK(line.at("summary").at("mean_all").get<double>() == doctest::Approx(sum / 5).epsilon(1e-12));
+  CHECK(line.at("summary").at("mean_from_second").get<double>() ==
+        doctest::Approx((sum - positions[0]) / 4).epsilon(1e-12));
+  CHECK(line.at("summary").at("last") == positions.back());
+  for (const char* name : {"zero", "least_squares", "knn3", "averaging"}) {
+    CAPTURE(name);
+    CHECK(line.at("baselines").at(name).size() == 5);
+  }
+  CHECK(line.at("baselines").size() == 4);
+  for (const char* name : {"lower", "upper", "standard_deviation"}) CHECK(line.at(name).size() == 5);
+  for (std::size_t i = 0; i < 5; ++i) {
+    CHECK(line.at("lower")[i].get<double>() <= positions[i]);
+    CHECK(line.at("upper")[i].get<double>() >= positions[i]);
+  }
+  CHECK(line.at("seconds").get<double>() > 0);
+}
+
+TEST_CASE("evaluation: eager and captured give the same bits, whatever the batch and the threads") {
+  for (const char* precision : {"fp32", "bf16", "fp64"}) {
+    CAPTURE(precision);
+    const std::string mode = fmt::format("train.precision={}", precision);
+    const EvaluationResult captured = evaluate(tiny_config({mode}), Backend::Cpu, 3);
+    check_same(captured, evaluate(tiny_config({mode, "train.capture=false"}), Backend::Cpu, 2));
+    check_same(captured, evaluate(tiny_config({mode, "eval.batch=24"})));
+  }
+  // Other shapes of a matrix product may round differently, so only the prompts have to be the same.
+  const EvaluationResult small = evaluate(tiny_config({"eval.batch=1", "train.precision=fp64"}));
+  const EvaluationResult large = evaluate(tiny_config({"eval.batch=12", "train.precision=fp64"}));
+  for (std::size_t i = 0; i < 5; ++i) {
+    CHECK(small.positions.mean[i] == doctest::Approx(large.positions.mean[i]).epsilon(1e-12));
+  }
+}
+
+TEST_CASE("evaluation: CUDA: eager and captured give the same bits, near those of the CPU") {
+  if (skip_cuda()) return;
+  for (const auto& [precision, tolerance] : {std::pair{"fp32", 1e-5}, {"tf32", 1e-2}, {"bf16", 5e-2}}) {
+    CAPTURE(precision);
+    const std::string mode = fmt::format("train.precision={}", precision);
+    const EvaluationResult captured = evaluate(tiny_config({mode}), Backend::Cuda, 3);
+    check_same(captured, evaluate(tiny_config({mode, "train.capture=false"}), Backend::Cuda, 2));
+    const EvaluationResult cpu = evaluate(tiny_config());
+    CHECK(captured.baselines == cpu.baselines);
+    for (std::size_t i = 0; i < 5; ++i) {
+      CHECK(captured.positions.mean[i] == doctest::Approx(cpu.positions.mean[i]).epsilon(tolerance));
+    }
+  }
+}
+
+TEST_CASE("evaluation: prompts have all dimensions and full length even at the start of a curriculum") {
+  const EvaluationResult result =
+      evaluate(tiny_config({"eval.prompts=2000", "eval.batch=100", "task.curriculum.dims_start=1"}));
+  const std::vector<double>& zero = result.baselines.at("zero");
+  REQUIRE(zero.size() == 5);
+  // y^2 has mean 3 and, over prompts, variance 3 * (3 + 2) * 3 - 9 = 36.
+  for (const double value : zero) CHECK(std::abs(value - 3) < 4 * 6 / std::sqrt(2000.0));
+  const std::vector<double>& least_squares = result.baselines.at("least_squares");
+  for (std::size_t i = 0; i < 3; ++i) {  // 3 - i directions of w are still unknown
+    const double unknown = 3 - static_cast<double>(i);
+    CHECK(least_squares[i] == doctest::Approx(unknown).epsilon(0.25));
+  }
+  CHECK(least_squares[3] < 1e-6);
+  CHECK(least_squares[4] < 1e-6);
+}
+
+TEST_CASE("evaluation: the zero predictor of the study's linear regression scores 20") {
+  const EvaluationResult result =
+      evaluate(tiny_config({"task.dim=20", "task.points=41", "task.curriculum.points_start=2", "model.layers=1",
+                            "model.width=8", "eval.prompts=512", "eval.batch=64", "eval.baselines=[\"zero\"]"}));
+  const std::vector<double>& zero = result.baselines.at("zero");
+  CHECK(result.baselines.size() == 1);
+  REQUIRE(zero.size() == 41);
+  double mean = 0;
+  for (const double value : zero) mean += value / 41;
+  // A prompt's mean has variance 2 d + 2 (d^2 + 2 d) / 41.
+  CHECK(std::abs(mean - 20) < 4 * std::sqrt((40 + 880 / 41.0) / 512));
+}
+
+TEST_CASE("evaluation: baselines come from the cache the second time, and from nowhere else when it does not fit") {
+  const TemporaryDirectory directory;
+  const std::filesystem::path cache = directory / "baselines.json";
+  const EvaluationResult first = evaluate(tiny_config(), Backend::Cpu, 1, cache);
+  REQUIRE(std::filesystem::exists(cache));
+  CHECK(evaluate(tiny_config(), Backend::Cpu, 1, cache).baselines == first.baselines);
+
+  nlohmann::json saved = nlohmann::json::parse(contents(cache));
+  saved["positions"]["zero"][0] = 12345.0;
+  write_contents(cache, saved.dump());
+  CHECK(evaluate(tiny_config(), Backend::Cpu, 1, cache).baselines.at("zero")[0] == 12345.0);
+
+  const EvaluationResult other = evaluate(tiny_config({"run.seed=6"}), Backend::Cpu, 1, cache);
+  CHECK(other.baselines.at("zero")[0] != 12345.0);
+  CHECK(other.baselines.at("zero") != first.baselines.at("zero"));
+  CHECK(evaluate(tiny_config(), Backend::Cpu, 1, cache).baselines == first.baselines);
+
+  write_contents(cache, "{ damaged");
+  CHECK(evaluate(tiny_config(), Backend::Cpu, 1, cache).baselines == first.baselines);
+}
+
+TEST_CASE("evaluation: baselines may be chosen, or none") {
+  CHECK(evaluate(tiny_config({"eval.baselines=[]"})).baselines.empty());
+  const EvaluationResult some = evaluate(tiny_config({"eval.baselines=[\"knn3\", \"zero\"]"}));
+  CHECK(some.baselines.size() == 2);
+  CHECK(some.baselines.contains("knn3"));
+}
+
+TEST_CASE("evaluation: without resamples there is no band") {
+  const EvaluationResult result = evaluate(tiny_config({"eval.bootstrap=0"}));
+  CHECK(result.positions.mean.size() == 5);
+  CHECK(result.positions.lower.empty());
+  CHECK(result.json().at("lower").empty());
+  CHECK(summary_table(result, "transformer", "squared error").find("bootstrap") == std::string::npos);
+}
+
+TEST_CASE("evaluation: the summary names the model and every baseline") {
+  const EvaluationResult result = evaluate(tiny_config());
+  const std::string table = summary_table(result, "transformer", "squared error");
+  for (const char* name : {"transformer", "least_squares", "zero", "knn3", "averaging", "5% bootstrap", "i=4"}) {
+    CAPTURE(name);
+    CHECK(table.find(name) != std::string::npos);
+  }
+}
+
+TEST_CASE("evaluation: non-finite scores are strings") {
+  EvaluationResult result = evaluate(tiny_config());
+  result.positions.mean[2] = std::nan("");
+  result.summary.last = HUGE_VAL;
+  const nlohmann::json line = nlohmann::json::parse(result.json().dump());
+  CHECK(line.at("positions")[2] == "nan");
+  CHECK(line.at("summary").at("last") == "inf");
+}
+
+}  // namespace
+}  // namespace graft::test
