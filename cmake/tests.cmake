@@ -37,6 +37,11 @@ foreach(folder IN LISTS folders)
   set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES "${include}")
 endforeach()
 
+# Its command-line tests run the program.
+if(TARGET graft AND TARGET graft_tests_train)
+  add_dependencies(graft_tests_train graft)
+endif()
+
 # What the CUDA library needs from the program that loads it, checked where there is no GPU to load it for.
 if(TARGET graft_cuda AND TARGET graft)
   add_test(NAME build/cuda_symbols

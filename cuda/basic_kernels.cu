@@ -159,6 +159,32 @@ void launch_copy_cast(Stream& stream, const CastArgs& args) {
   elementwise<false>(stream, args.y, args.x, "copy_cast");
 }
 
+template <class T>
+__global__ void zero_columns_kernel(T* y, std::int64_t elements, std::int64_t columns, std::int64_t first,
+                                    std::int64_t count) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < elements) y[i / count * columns + first + i % count] = T{};
+}
+
+void zero_columns_cuda(Stream& stream, const ZeroColumnsArgs& args) {
+  const std::int64_t elements = args.y.shape.rows() * args.count;
+  const auto launch = [&](auto zero) {
+    using T = decltype(zero);
+    zero_columns_kernel<<<blocks_for(elements, kThreads), kThreads, 0, handle(stream)>>>(
+        args.y.as<T>(), elements, args.y.shape.columns(), args.first, args.count);
+  };
+  // zero has the same bits in every dtype of a size
+  if (size_of(args.y.dtype) == 2) {
+    launch(std::uint16_t{});
+  } else if (size_of(args.y.dtype) == 4) {
+    launch(std::uint32_t{});
+  } else {
+    launch(std::uint64_t{});
+  }
+  check(cudaGetLastError());
+}
+
+const Register zero_columns_registered{zero_columns, Backend::Cuda, zero_columns_cuda};
 const Register fill_registered{fill_value, Backend::Cuda, launch_fill_value};
 const Register add_registered{add_to, Backend::Cuda, launch_add_to};
 const Register cast_registered{copy_cast, Backend::Cuda, launch_copy_cast};

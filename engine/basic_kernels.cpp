@@ -116,6 +116,19 @@ void copy_cast_cpu(Stream& stream, const CastArgs& args) {
   });
 }
 
+void zero_columns_cpu(Stream& stream, const ZeroColumnsArgs& args) {
+  const std::size_t size = size_of(args.y.dtype);
+  const auto width = static_cast<std::size_t>(args.y.shape.columns()) * size;
+  const auto offset = static_cast<std::size_t>(args.first) * size;
+  const auto bytes = static_cast<std::size_t>(args.count) * size;
+  parallel_for(stream, args.y.shape.rows(), 256, [=](std::int64_t first, std::int64_t last) {
+    for (std::int64_t row = first; row < last; ++row) {
+      std::memset(args.y.as<std::byte>() + static_cast<std::size_t>(row) * width + offset, 0, bytes);
+    }
+  });
+}
+
+const Register zero_columns_registered{zero_columns, Backend::Cpu, zero_columns_cpu};
 const Register fill_registered{fill_value, Backend::Cpu, fill_value_cpu};
 const Register add_registered{add_to, Backend::Cpu, add_to_cpu};
 const Register cast_registered{copy_cast, Backend::Cpu, copy_cast_cpu};

@@ -22,8 +22,53 @@ Tensor Grads::tensor(const GradRef& ref) const {
   return found == gradients_.end() ? Tensor() : found->second;
 }
 
+GradTarget Grads::into_columns(const GradRef& ref, std::int64_t first, std::int64_t count) {
+  if (!ref.requires_grad) return {};
+  require(first >= 0 && count >= 1 && first + count <= ref.shape.columns(),
+          "backward: columns {}..{} of a tensor of shape {}", first, first + count, ref.shape.str());
+  require(sink_ == nullptr || !sink_->owns(ref.id), "backward: a parameter's gradient cannot be written in parts");
+  const bool started = gradients_.contains(ref.id);
+  if (started && !columns_.contains(ref.id)) return into(ref);  // complete already: everyone adds
+  const GradTarget whole = started ? GradTarget{gradients_.at(ref.id).mutable_view(), false} : into(ref);
+  std::map<std::int64_t, std::int64_t>& written = columns_[ref.id];
+  const auto same = written.find(first);
+  if (same != written.end() && same->second == count) return {whole.view, true};
+  for (const auto& [begin, size] : written) {
+    require(begin + size <= first || first + count <= begin,
+            "backward: columns {}..{} overlap columns {}..{}, expected the same or none in common", first, first + count,
+            begin, begin + size);
+  }
+  written.emplace(first, count);
+  return {whole.view, whole.accumulate};
+}
+
+void Grads::complete(const GradRef& ref) {
+  const auto found = columns_.find(ref.id);
+  if (found == columns_.end()) return;
+  const Tensor& gradient = gradients_.at(ref.id);
+  std::int64_t at = 0;
+  const auto zero_up_to = [&](std::int64_t end) {
+    if (at < end) zero_columns(ctx_, {gradient.mutable_view(), at, end - at});
+  };
+  for (const auto& [begin, size] : found->second) {
+    zero_up_to(begin);
+    at = begin + size;
+  }
+  zero_up_to(gradient.shape().columns());
+  columns_.erase(found);
+}
+
+void Grads::complete_all() {
+  while (!columns_.empty()) {
+    GradRef ref;
+    ref.id = columns_.begin()->first;
+    complete(ref);
+  }
+}
+
 GradTarget Grads::into(const GradRef& ref) {
   if (!ref.requires_grad) return {};
+  complete(ref);
   if (sink_ != nullptr) {
     if (GradTarget target = sink_->gradient_target(ref.id)) return target;
   }
@@ -106,10 +151,12 @@ void Tape::walk(const Context& ctx, Grads& grads) {
       nodes_.pop_back();
       const bool wanted = std::any_of(node.outputs.begin(), node.outputs.end(),
                                       [&](const GradRef& output) { return grads.has(output); });
+      for (const GradRef& output : node.outputs) grads.complete(output);
       if (wanted) node.backward(ctx, grads);
       for (const GradRef& output : node.outputs) grads.release(output);
     }  // the node's saved tensors are free again from here
   }
+  grads.complete_all();
 }
 
 }  // namespace graft

@@ -38,6 +38,15 @@ class Grads {
   /// on later ones. An empty target if `ref` needs no gradient.
   [[nodiscard]] GradTarget into(const GradRef& ref);
 
+  /// The same for `count` columns from `first` on of a packed tensor, whose parts different ops read: stores on the first
+  /// call for these columns, adds on later ones. The view is of the whole gradient; the kernel writes its columns
+  /// alone. Columns that nobody writes are zeroed before anyone reads the gradient. Column ranges of different calls
+  /// are the same or do not overlap. Throws ArgumentError for columns beyond the last, and on a partial overlap.
+  [[nodiscard]] GradTarget into_columns(const GradRef& ref, std::int64_t first, std::int64_t count);
+  /// Zeroes what into_columns() left unwritten in the gradient of `ref`; the tape does, before it hands one on.
+  void complete(const GradRef& ref);
+  void complete_all();
+
   /// Makes `gradient` (complete, and not written to again by the caller) the gradient of `ref`, or adds
   /// it where there is one already. Saves a copy where an op passes its gradient through unchanged.
   void pass(const GradRef& ref, const Tensor& gradient);
@@ -46,12 +55,17 @@ class Grads {
   [[nodiscard]] GradientSink* sink() const { return sink_; }
 
   /// Drops the gradient of `ref`.
-  void release(const GradRef& ref) { gradients_.erase(ref.id); }
+  void release(const GradRef& ref) {
+    gradients_.erase(ref.id);
+    columns_.erase(ref.id);
+  }
 
  private:
   Context ctx_;
   GradientSink* sink_;
   std::map<std::uint64_t, Tensor> gradients_;  // ordered: released in the same order every step
+  /// Of gradients that are written in parts: columns written so far, first -> count.
+  std::map<std::uint64_t, std::map<std::int64_t, std::int64_t>> columns_;
 };
 
 /// One recorded op.

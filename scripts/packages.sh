@@ -1,9 +1,12 @@
+# shellcheck shell=bash
 # What graft needs to be built, and how to get it. Sourced by the other scripts.
 #
 #   packages_check GROUP...   fills PACKAGES_MISSING with lines of the table that are not there
 #   packages_install GROUP... installs them where that can be done, else prints what to install; then fails with 3
 #
-# Groups: build, test, bench, style.
+# Groups: build, test, bench, style. The scripts also read
+#   GRAFT_BUILD_DIR      the build folder (build)
+#   GRAFT_CMAKE_OPTIONS  more options for CMake, separated by spaces
 
 # group | program or header or library to look for | name | Debian, Ubuntu | Spack | module
 readonly PACKAGES_TABLE='
@@ -51,8 +54,15 @@ packages_has_library() {
   return 1
 }
 
+# Whether CMake downloads missing libraries by itself: asked for now, or when the build folder was configured.
+packages_are_fetched() {
+  [[ ${GRAFT_CMAKE_OPTIONS:-} == *GRAFT_FETCH_DEPS=ON* || ${GRAFT_CMAKE_OPTIONS:-} == *GRAFT_DEPS_MIRROR=* ]] ||
+    grep -qsE '^GRAFT_FETCH_DEPS:BOOL=ON|^GRAFT_DEPS_MIRROR:[A-Z]*=.' "${GRAFT_BUILD_DIR:-build}/CMakeCache.txt"
+}
+
 packages_has() {
   local kind=${1%%:*} what=${1#*:} name
+  if [[ $kind != program ]] && packages_are_fetched; then return 0; fi
   case $kind in
     program)
       for name in $what; do command -v "$name" > /dev/null && return 0; done
@@ -74,10 +84,10 @@ packages_check() {
   done <<< "$PACKAGES_TABLE"
 }
 
-# Field $1 (from 1) of every missing line.
+# Field $1 (from 1) of every missing line, joined by $2.
 packages_field() {
   local line
-  for line in "${PACKAGES_MISSING[@]}"; do cut -d'|' -f"$1" <<< "$line"; done | sort -u | paste -sd' '
+  for line in "${PACKAGES_MISSING[@]}"; do cut -d'|' -f"$1" <<< "$line"; done | sort -u | paste -sd"${2:- }"
 }
 
 packages_install() {
@@ -102,11 +112,11 @@ packages_install() {
   fi
 
   {
-    echo "graft: error: not found: $(packages_field 3 | sed 's/ *$//')"
+    echo "graft: error: not found: $(packages_field 3 , | sed 's/,/, /g')"
     echo "  Debian, Ubuntu:  sudo apt-get install $(packages_field 4)"
     echo "  Spack:           spack install $(packages_field 5) && spack load $(packages_field 5)"
     echo "  Modules:         module load $(packages_field 6)    (sites differ: module spider <name>)"
-    echo "  Libraries alone can be downloaded too: cmake -B build -DGRAFT_FETCH_DEPS=ON"
+    echo "  Libraries alone can be downloaded too: GRAFT_CMAKE_OPTIONS=-DGRAFT_FETCH_DEPS=ON $0"
   } >&2
   return 3
 }

@@ -32,7 +32,8 @@ if [[ ! -e $build/CMakeCache.txt ]]; then
   options+=(-DGRAFT_TESTS=OFF)
   say "configuring $build/"
 fi
-quietly cmake -S . -B "$build" "${options[@]}" || exit 3
+read -ra more <<< "${GRAFT_CMAKE_OPTIONS:-}"
+quietly cmake -S . -B "$build" "${options[@]}" "${more[@]}" || exit 3
 
 say "building $build/graft on $CMAKE_BUILD_PARALLEL_LEVEL cores"
 quietly cmake --build "$build" --target graft

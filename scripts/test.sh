@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
 # Configures, builds and runs all tests; CUDA code is compiled wherever nvcc is found, and its tests are
 # skipped, saying so, where there is no GPU. Arguments go to ctest: scripts/test.sh -L golden
-#   GRAFT_BUILD_DIR      the build folder (build)
-#   GRAFT_CMAKE_OPTIONS  more options for CMake, separated by spaces
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/packages.sh

@@ -12,6 +12,7 @@
 
 #include "engine/error.h"
 #include "engine/require.h"
+#include "engine/settings.h"
 
 namespace graft {
 namespace {
@@ -83,6 +84,19 @@ void check_prompts(std::span<const float> xs, std::span<const float> ys, std::in
 const RegisterBaseline zero{{"zero", predict_zero}};
 const RegisterBaseline averaging{{"averaging", predict_averaging}};
 const RegisterBaseline nearest_neighbours{{"knn3", predict_nearest}};
+
+/// A name that no baseline has must not wait for the first evaluation.
+void check_names(const Settings& settings, SettingMistakes& mistakes) {
+  const std::vector<std::string>& names = settings.texts("eval.baselines");
+  if (names == std::vector<std::string>{"all"}) return;
+  for (const std::string& name : names) {
+    if (registry().contains(name)) continue;
+    mistakes.add({"eval.baselines"}, fmt::format("got \"{}\", expected \"all\" alone or some of {}", name,
+                                                 fmt::join(baseline_names(), ", ")));
+  }
+}
+
+const RegisterSettings name_check{{.table = "eval", .owner = "", .doc = "baselines' names", .checks = {check_names}}};
 
 }  // namespace
 

@@ -60,7 +60,7 @@ MemoryReport plan_memory_on_paper(const RunConfig& config) {
 
   const ParameterStore& params = experiment.params;
   MemoryReport report;
-  report.parameters = params.weights().bytes() + params.compute_copy().bytes();
+  report.parameters = params.weights().bytes() + (params.compute_copy() ? params.compute_copy().bytes() : 0);
   report.gradients = params.gradients().bytes();
   report.optimizer = params.first_moments().bytes() + params.second_moments().bytes();
   report.activations = graph.arena().planned_bytes();

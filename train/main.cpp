@@ -3,16 +3,19 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <functional>
 #include <new>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "engine/error.h"
 #include "engine/version.h"
 #include "train/command.h"
+#include "train/suggest.h"
 
 namespace {
 
@@ -47,6 +50,17 @@ int main(int argc, char** argv) {
   app.footer("Start with:  graft train configs/quickstart.toml\nHelp on a command:  graft train --help");
   std::function<int()> action;
   for (const graft::Command& command : graft::registered_commands()) command.add(app, action);
+
+  if (argc > 1 && argv[1][0] != '-') {  // CLI11 would only say that a command is missing
+    std::vector<std::string> names;
+    for (const graft::Command& command : graft::registered_commands()) names.push_back(command.name);
+    if (std::find(names.begin(), names.end(), argv[1]) == names.end()) {
+      const std::string nearest = graft::nearest_name(argv[1], names);
+      return report(fmt::format("unknown command \"{:.40}\"{}", argv[1],
+                                nearest.empty() ? "; see graft --help" : fmt::format("; did you mean `{}`?", nearest)),
+                    graft::ExitCode::kUsage);
+    }
+  }
 
   try {
     app.parse(argc, argv);

@@ -102,12 +102,12 @@ void Trainer::log_row(const MetricsRow& row) {
   nlohmann::ordered_json line;
   line["step"] = step;
   line["examples"] = step * config.train.batch;
-  line["tokens"] = tokens_until(step);
+  line["tokens"] = static_cast<std::int64_t>(tokens_until(step));
   line["loss"] = loss;
   line["loss_last"] = row.loss;
   line["grad_norm"] = row.gradient_norm;
   line["lr"] = row.learning_rate;
-  line["skipped"] = row.skipped;
+  line["skipped"] = static_cast<std::int64_t>(row.skipped);
   line["points"] = parts_.task->points_at(at);
   line["dims"] = parts_.task->dims_at(at);
   line["steps_per_s"] = progress_->steps_per_second();

@@ -285,5 +285,53 @@ TEST_CASE("tape: an output may be given several gradients to start from") {
   CHECK(f.device.values(seed) == Values{1});
 }
 
+/// Reads columns [first, first + count) of x as a tensor of their own, for tests of gradients in parts.
+Tensor columns_of(const Context& ctx, const Tensor& x, std::int64_t first, std::int64_t count, double factor) {
+  Tensor y = ctx.empty({x.shape()[0], count}, x.dtype(), "columns");
+  ctx.tape->record("columns", {x}, y, [=, x = GradRef(x)](const Context&, Grads& grads, const GradRef& dy) {
+    const GradTarget dx = grads.into_columns(x, first, count);
+    for (std::int64_t row = 0; row < x.shape[0]; ++row) {
+      for (std::int64_t column = 0; column < count; ++column) {
+        const float value = static_cast<float>(factor) * grads.of(dy).as<float>()[row * count + column];
+        float& to = dx.view.as<float>()[row * x.shape[1] + first + column];
+        to = dx.accumulate ? to + value : value;
+      }
+    }
+  });
+  return y;
+}
+
+TEST_CASE("tape: a gradient is written in parts, and what nobody wrote is zeroed") {
+  Fixture f;
+  Tensor x = f.leaf({1, 2, 3, 4, 5, 6, 7, 8, 9, 10}).reshaped({2, 5});
+  const Tensor ones = f.plain({1, 1, 1, 1}).reshaped({2, 2});
+  SUBCASE("at the end of the walk") {
+    const Tensor a = columns_of(f.ctx, x, 1, 2, 2);
+    const Tensor b = columns_of(f.ctx, x, 1, 2, 3);
+    const Grads grads = f.tape.backward_from(f.ctx, {{a, ones}, {b, ones}});
+    CHECK(f.device.values(grads.of(x)) == Values{0, 5, 5, 0, 0, 0, 5, 5, 0, 0});
+  }
+  SUBCASE("before the node that made the tensor reads it") {
+    const Tensor made = doubled(f.ctx, x).reshaped({2, 5});
+    const Tensor a = columns_of(f.ctx, made, 0, 2, 1);
+    const Tensor b = columns_of(f.ctx, made, 3, 2, 10);
+    const Grads grads = f.tape.backward_from(f.ctx, {{a, ones}, {b, ones}});
+    CHECK(f.device.values(grads.of(x)) == Values{2, 2, 0, 20, 20, 2, 2, 0, 20, 20});
+  }
+  SUBCASE("a whole gradient is added to") {
+    const Tensor a = columns_of(f.ctx, x, 3, 2, 1);
+    const Tensor b = doubled(f.ctx, x);
+    const Tensor seed = f.plain({1, 1, 1, 1, 1, 1, 1, 1, 1, 1}).reshaped(b.shape());
+    const Grads grads = f.tape.backward_from(f.ctx, {{a, ones}, {b, seed}});
+    CHECK(f.device.values(grads.of(x)) == Values{2, 2, 2, 3, 3, 2, 2, 2, 3, 3});
+  }
+  SUBCASE("parts that overlap are refused") {
+    const Tensor a = columns_of(f.ctx, x, 0, 2, 1);
+    const Tensor b = columns_of(f.ctx, x, 1, 2, 1);
+    CHECK_THROWS_WITH_AS(static_cast<void>(f.tape.backward_from(f.ctx, {{a, ones}, {b, ones}})),
+                         doctest::Contains("overlap"), ArgumentError);
+  }
+}
+
 }  // namespace
 }  // namespace graft::test

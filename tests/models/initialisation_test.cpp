@@ -109,7 +109,7 @@ TEST_CASE("model: weights depend on the seed and on nothing else") {
   CHECK(first.store.hash(first.device.ctx()) != other.store.hash(other.device.ctx()));
 }
 
-TEST_CASE("model: CUDA: weights are the CPU's up to a rounding of the normals") {
+TEST_CASE("model: CUDA: weights are the CPU's, bit for bit") {
   if (skip_cuda()) return;
   const ModelShape shape{5, 1, 0, 16};
   const LiveModel cpu(Backend::Cpu, Precision::Fp32, small_config(), shape);

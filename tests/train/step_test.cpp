@@ -41,7 +41,7 @@ std::vector<std::byte> bytes_of(const Context& ctx, const Tensor& tensor) {
 
 /// Trains as Trainer does: one graph a number of points, its first step eager. Mode::Pool has no arena at all, so that
 /// tensors that should not share memory cannot.
-Trace train(const RunConfig& config, Backend backend, Mode mode, int threads = 2) {
+Trace train(const RunConfig& config, Backend backend, Mode mode, int threads = 1) {
   TinySession tiny(config, backend, threads);
   Session& session = tiny.session;
   Experiment& experiment = tiny.experiment;

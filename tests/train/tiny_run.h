@@ -70,7 +70,7 @@ every = 0
 
 /// An experiment on a device.
 struct TinySession {
-  explicit TinySession(const RunConfig& config, Backend backend = Backend::Cpu, int threads = 2)
+  explicit TinySession(const RunConfig& config, Backend backend = Backend::Cpu, int threads = 1)
       : experiment(config), session(experiment, {backend, 0}, {threads}, true) {}
   Experiment experiment;
   Session session;
@@ -91,7 +91,7 @@ class NullStream {
 
 /// Trains in `directory` as `graft train --run-dir` does: continues what is there. `out` gets what a terminal would.
 inline TrainingOutcome train_in(const std::filesystem::path& directory, const RunConfig& config,
-                                std::FILE* out = nullptr, Backend backend = Backend::Cpu, int threads = 2) {
+                                std::FILE* out = nullptr, Backend backend = Backend::Cpu, int threads = 1) {
   const NullStream null;
   RunOptions options;
   options.directory = directory;

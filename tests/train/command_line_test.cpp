@@ -1,0 +1,427 @@
+// The program as its users meet it: exit codes, messages, files, signals.
+
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "engine/runtime.h"
+#include "tests/support/temporary_directory.h"
+#include "tests/train/tiny_run.h"
+
+namespace graft::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The program lies beside the test programs.
+fs::path program() {
+  fs::path path = fs::read_symlink("/proc/self/exe").parent_path() / "graft";
+  CAPTURE(path.string());
+  REQUIRE(fs::exists(path));  // not built?
+  return path;
+}
+
+/// One process of graft; its output goes to files in a directory that is also its working directory.
+class Process {
+ public:
+  Process(const fs::path& directory, const std::vector<std::string>& arguments)
+      : out_(directory / "stdout.txt"), err_(directory / "stderr.txt") {
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, 1, out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    posix_spawn_file_actions_addopen(&actions, 2, err_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    posix_spawn_file_actions_addchdir_np(&actions, directory.c_str());
+    std::vector<std::string> words = {program().string()};
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    const int failed = posix_spawn(&pid_, words[0].c_str(), &actions, nullptr, argv.data(), environ);
+    posix_spawn_file_actions_destroy(&actions);
+    REQUIRE(failed == 0);
+  }
+  ~Process() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  void signal(int number) const { kill(pid_, number); }
+  /// The exit code, or minus the signal that killed it.
+  int wait() {
+    int status = 0;
+    REQUIRE(waitpid(pid_, &status, 0) == pid_);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+  [[nodiscard]] std::string out() const { return contents(out_); }
+  [[nodiscard]] std::string err() const { return contents(err_); }
+
+ private:
+  fs::path out_, err_;
+  pid_t pid_ = -1;
+};
+
+struct Result {
+  int code = 0;
+  std::string out, err;
+
+  [[nodiscard]] std::string last_error_line() const {
+    std::string text = err;
+    while (text.ends_with('\n')) text.pop_back();
+    const auto newline = text.rfind('\n');
+    return newline == std::string::npos ? text : text.substr(newline + 1);
+  }
+};
+
+Result run_graft(const fs::path& directory, const std::vector<std::string>& arguments) {
+  Process process(directory, arguments);
+  const int code = process.wait();
+  return {code, process.out(), process.err()};
+}
+
+/// A directory with tiny.toml in it.
+struct Workplace {
+  explicit Workplace(const std::string& config = kTinyConfig) { write_contents(directory / "tiny.toml", config); }
+  [[nodiscard]] fs::path path() const { return directory.path(); }
+  [[nodiscard]] fs::path operator/(std::string_view name) const { return directory / name; }
+  [[nodiscard]] Result graft(const std::vector<std::string>& arguments) const { return run_graft(path(), arguments); }
+  TemporaryDirectory directory;
+};
+
+/// Names and contents of all files below a directory.
+std::vector<std::pair<std::string, std::string>> files_in(const fs::path& directory) {
+  std::vector<std::pair<std::string, std::string>> files;
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(directory)) {
+    if (entry.is_regular_file()) files.emplace_back(entry.path().string(), contents(entry.path()));
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+void check_refused(const Result& result, int code, const std::string& names) {
+  CAPTURE(result.err);
+  CHECK(result.code == code);
+  CHECK(result.last_error_line().starts_with("graft: error: "));
+  CHECK(result.last_error_line().size() > std::string("graft: error: ").size());
+  CHECK(result.err.find(names) != std::string::npos);
+  CHECK(result.err.find("terminate called") == std::string::npos);
+}
+
+TEST_CASE("command line: bad input ends with exit code 2, one clear line and no run directory") {
+  const Workplace place;
+  fs::create_directory(place / "folder");
+  write_contents(place / "long.toml", std::string(kTinyConfig) + "[" + std::string(1 << 20, 'k') + "]\nx = 1\n");
+  write_contents(place / "long_key.toml", std::string(1 << 20, 'k') + " = 1\n");
+  write_contents(place / "binary.toml", std::string("\x00\xff\xfe[task", 8));
+  write_contents(place / "empty.toml", "");
+  write_contents(place / "broken.toml", "[task\nname = \n");
+  struct Bad {
+    std::vector<std::string> arguments;
+    const char* names;
+  };
+  const std::vector<Bad> cases = {
+      {{"tiny.toml", "-o", "model.widht=32"}, "model.width"},
+      {{"tiny.toml", "-o", "nonsense.key=1"}, "nonsense"},
+      {{"tiny.toml", "-o", "model.preset=transfomer"}, "transformer"},
+      {{"tiny.toml", "-o", "task.name=linear_regresion"}, "linear_regression"},
+      {{"tiny.toml", "-o", "model.pattern=(AQ)*2"}, "Q"},
+      {{"tiny.toml", "-o", "model.pattern=(AF"}, "pattern"},
+      {{"tiny.toml", "-o", "model.heads=3"}, "heads"},
+      {{"tiny.toml", "-o", "optimizer.lr=-1e-3"}, "optimizer.lr"},
+      {{"tiny.toml", "-o", "optimizer.lr=0"}, "optimizer.lr"},
+      {{"tiny.toml", "-o", "optimizer.lr=nan"}, "optimizer.lr"},
+      {{"tiny.toml", "-o", "optimizer.lr=inf"}, "optimizer.lr"},
+      {{"tiny.toml", "-o", "optimizer.lr="}, "optimizer.lr"},
+      {{"tiny.toml", "-o", "optimizer.lr"}, "optimizer.lr"},
+      {{"tiny.toml", "-o", "train.batch=2.5"}, "train.batch"},
+      {{"tiny.toml", "-o", "train.steps=99999999999999999999"}, "train.steps"},
+      {{"tiny.toml", "-o", "eval.baselines=[\"magic\"]"}, "magic"},
+      {{"tiny.toml", "-o", "eval.prompts=25"}, "eval.prompts"},
+      {{"tiny.toml", "-o", "train.precision=fp16"}, "bf16"},
+      {{"tiny.toml", "-o", "task.dim=0"}, "task.dim"},
+      {{"folder"}, "folder"},
+      {{"missing.toml"}, "missing.toml"},
+      {{"long.toml"}, "long.toml"},
+      {{"long_key.toml"}, "long_key.toml"},
+      {{"binary.toml"}, "binary.toml"},
+      {{"empty.toml"}, "task.name"},
+      {{"broken.toml"}, "broken.toml"},
+      {{}, "config"},
+      {{"tiny.toml", "--device", "tpu"}, "tpu"},
+      {{"tiny.toml", "--threads", "-1"}, "threads"},
+      {{"tiny.toml", "--threads", "many"}, "threads"},
+      {{"tiny.toml", "--no-such-option"}, "--no-such-option"},
+  };
+  const auto before = files_in(place.path()).size() + 2;  // stdout.txt and stderr.txt
+  for (const char* command : {"train", "inspect", "sample"}) {
+    const std::string name = command;
+    CAPTURE(name);
+    for (const Bad& bad : cases) {
+      // What only one command takes, or checks.
+      if (name != "train" && bad.arguments.size() > 1 && bad.arguments[1].starts_with("--")) continue;
+      if (name == "sample" && bad.arguments.size() > 2 && bad.arguments[2].starts_with("model.p") &&
+          bad.arguments[2].find('(') != std::string::npos) {
+        continue;
+      }
+      std::vector<std::string> arguments = {command};
+      arguments.insert(arguments.end(), bad.arguments.begin(), bad.arguments.end());
+      CAPTURE(fmt::format("{}", fmt::join(bad.arguments, " ")));
+      check_refused(place.graft(arguments), 2, bad.names);
+    }
+  }
+  CHECK_FALSE(fs::exists(place / "runs"));
+  CHECK(files_in(place.path()).size() == before);
+}
+
+TEST_CASE("command line: no command and unknown commands are usage errors") {
+  const Workplace place;
+  check_refused(place.graft({}), 2, "graft --help");
+  check_refused(place.graft({"trian", "tiny.toml"}), 2, "graft --help");
+  check_refused(place.graft({"config"}), 2, "graft --help");
+}
+
+TEST_CASE("command line: a mistake is shown with its line and a suggestion") {
+  const Workplace place("[task]\nname = \"linear_regression\"\n[model]\npreset = \"transformer\"\nwidht = 64\n");
+  const Result result = place.graft({"train", "tiny.toml"});
+  check_refused(result, 2, "tiny.toml:5:1");
+  CHECK(result.err.find("did you mean `model.width`") != std::string::npos);
+  CHECK(result.out.empty());
+}
+
+TEST_CASE("command line: a GPU that is not there is exit code 3, saying what was looked for") {
+  if (cuda_available()) return;
+  const Workplace place;
+  const Result result = place.graft({"train", "tiny.toml", "--device", "cuda"});
+  check_refused(result, 3, "no usable GPU");
+  CHECK(result.err.find("--device cpu") != std::string::npos);
+  CHECK_FALSE(fs::exists(place / "runs"));
+}
+
+TEST_CASE("command line: a dry run prints the plan and touches nothing") {
+  const Workplace place;
+  const Result result = place.graft({"train", "tiny.toml", "--dry-run"});
+  CHECK(result.code == 0);
+  CHECK(result.err.empty());
+  for (const char* text : {"width = 16", "FLOPs", "parameters", "activations", "60 steps", "directory  runs/tiny-"}) {
+    CAPTURE(text);
+    CHECK(result.out.find(text) != std::string::npos);
+  }
+  CHECK(files_in(place.path()).size() == 3);  // the configuration and the two outputs
+  CHECK(place.graft({"train", "tiny.toml", "--dry-run", "--run-dir", "elsewhere"}).code == 0);
+  CHECK_FALSE(fs::exists(place / "elsewhere"));
+}
+
+TEST_CASE("command line: every command explains itself on a screen, with an example") {
+  const Workplace place;
+  const Result all = place.graft({"--help"});
+  CHECK(all.code == 0);
+  for (const char* command : {"train", "eval", "inspect", "sample", "config"}) {
+    CAPTURE(command);
+    CHECK(all.out.find(command) != std::string::npos);
+    const Result help = place.graft({command, "--help"});
+    CHECK(help.code == 0);
+    CHECK(help.err.empty());
+    CHECK(std::count(help.out.begin(), help.out.end(), '\n') < 50);
+    if (std::string(command) != "config") CHECK(help.out.find("Example:") != std::string::npos);
+  }
+  for (const char* command : {"check", "explain", "schema"}) {
+    const Result help = place.graft({"config", command, "--help"});
+    CHECK(help.code == 0);
+    CHECK(help.out.find("xample:") != std::string::npos);
+  }
+  const Result version = place.graft({"--version"});
+  CHECK(version.code == 0);
+  CHECK(version.out.starts_with("graft "));
+}
+
+TEST_CASE("command line: inspect --json has what scripts read") {
+  const Workplace place;
+  const Result result = place.graft({"inspect", "tiny.toml", "--json", "-o", "model.width=128", "-o", "model.layers=2",
+                                     "-o", "model.heads=8", "-o", "task.dim=20", "-o", "task.points=41"});
+  REQUIRE(result.code == 0);
+  CHECK(result.err.empty());
+  const nlohmann::json json = nlohmann::json::parse(result.out);
+  CHECK(json.at("parameters_backbone") == 396800);
+  CHECK(json.at("parameters_without_embeddings") == 396800 + 20 * 128 + 128 + 129);
+  CHECK(json.at("parameters") == 396800 + 20 * 128 + 128 + 129 + 82 * 128);
+  CHECK(json.at("blocks") == 4);
+  for (const char* kind : {"flops", "flops_causal"}) {
+    for (const char* what : {"forward_per_sequence", "train_step", "train_total"}) {
+      CHECK(json.at(kind).at(what).get<double>() > 0);
+    }
+  }
+  CHECK(json.at("flops").at("train_step").get<double>() ==
+        3 * 8 * json.at("flops").at("forward_per_sequence").get<double>());
+  CHECK(json.at("flops_causal").at("train_step") < json.at("flops").at("train_step"));
+  const nlohmann::json& memory = json.at("memory");
+  CHECK(memory.at("parameters").get<std::int64_t>() >= 4 * json.at("parameters").get<std::int64_t>());
+  CHECK(memory.at("gradients") == memory.at("parameters"));
+  CHECK(memory.at("optimizer").get<std::int64_t>() == 2 * memory.at("parameters").get<std::int64_t>());
+  CHECK(memory.at("activations").get<std::int64_t>() > 0);
+  std::int64_t sum = 0;
+  for (const auto& [name, count] : json.at("modules").items()) sum += count.get<std::int64_t>();
+  CHECK(sum == json.at("parameters").get<std::int64_t>());
+
+  const Result table = place.graft({"inspect", "tiny.toml"});
+  CHECK(table.code == 0);
+  CHECK(table.out.find("blocks.0.attention") != std::string::npos);
+  CHECK(files_in(place.path()).size() == 3);
+}
+
+TEST_CASE("command line: sample --json prints one prompt a line, as it is in training") {
+  const Workplace place;
+  const Result result = place.graft({"sample", "tiny.toml", "-n", "3", "--json", "--seed", "11"});
+  REQUIRE(result.code == 0);
+  std::istringstream lines(result.out);
+  int count = 0;
+  for (std::string line; std::getline(lines, line); ++count) {
+    const nlohmann::json json = nlohmann::json::parse(line);
+    CHECK(json.at("task") == "linear_regression");
+    CHECK(json.at("index") == count);
+    const auto inputs = json.at("inputs").get<std::vector<std::vector<double>>>();
+    const auto targets = json.at("targets").get<std::vector<double>>();
+    const auto weights = json.at("truth").get<std::vector<double>>();
+    REQUIRE(inputs.size() == 10);
+    REQUIRE(targets.size() == 5);
+    REQUIRE(weights.size() == 3);
+    CHECK(json.at("scored") == nlohmann::json({0, 2, 4, 6, 8}));
+    for (std::size_t i = 0; i < 5; ++i) {
+      double label = 0;
+      for (std::size_t j = 0; j < 3; ++j) label += weights[j] * inputs[2 * i][j];
+      CHECK(targets[i] == doctest::Approx(label).epsilon(1e-5));
+      CHECK(inputs[2 * i + 1] == std::vector<double>{targets[i], 0, 0});
+    }
+  }
+  CHECK(count == 3);
+  CHECK(place.graft({"sample", "tiny.toml", "-n", "3", "--json", "--seed", "11"}).out == result.out);
+  CHECK(place.graft({"sample", "tiny.toml", "-n", "3", "--json", "--seed", "12"}).out != result.out);
+  const Result table = place.graft({"sample", "tiny.toml"});
+  CHECK(table.code == 0);
+  CHECK(table.out.find("prompt 0") != std::string::npos);
+}
+
+std::vector<std::string> train_arguments(const std::vector<std::string>& more = {}) {
+  std::vector<std::string> arguments = {"train", "tiny.toml", "--device", "cpu", "--threads", "1", "--run-dir", "run"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+TEST_CASE("command line: train leaves a whole run, and eval finds the same numbers in it") {
+  const Workplace place;
+  const Result trained = place.graft(train_arguments());
+  CAPTURE(trained.err);
+  REQUIRE(trained.code == 0);
+  CHECK(trained.err.empty());
+  for (const char* name : {"config.toml", "resolved.toml", "run.json", "metrics.jsonl", "eval.jsonl", "ckpt/latest",
+                           "ckpt/step_60/manifest.json"}) {
+    CAPTURE(name);
+    CHECK(fs::exists(place / "run" / name));
+  }
+  CHECK(contents(place / "run/config.toml") == kTinyConfig);
+  const nlohmann::json record = nlohmann::json::parse(contents(place / "run/run.json"));
+  CHECK(record.at("exit_status") == 0);
+  CHECK(record.at("seed") == 5);
+  CHECK(record.at("command_line").get<std::string>().find("--threads 1") != std::string::npos);
+
+  for (const char* target : {"run", "run/", "run/ckpt/step_60", "./run/ckpt/step_60/"}) {
+    CAPTURE(target);
+    fs::remove(place / "eval.json");
+    const Result evaluated = place.graft({"eval", target, "--out", "eval.json", "--device", "cpu", "--threads", "2"});
+    CAPTURE(evaluated.err);
+    REQUIRE(evaluated.code == 0);
+    CHECK(lines_without_times(place / "eval.json") ==
+          std::vector<nlohmann::json>{lines_without_times(place / "run/eval.jsonl").back()});
+  }
+  check_refused(place.graft({"eval", "nowhere"}), 4, "nowhere");
+  check_refused(place.graft({"eval", "run", "--suite", "nothing"}), 2, "suite");
+
+  // Again: nothing is left to do.
+  const auto metrics = contents(place / "run/metrics.jsonl");
+  CHECK(place.graft(train_arguments()).code == 0);
+  CHECK(contents(place / "run/metrics.jsonl") == metrics);
+}
+
+TEST_CASE("command line: a run's directory takes no other configuration, and --resume never no run at all") {
+  const Workplace place;
+  REQUIRE(place.graft(train_arguments({"-o", "train.steps=4"})).code == 0);
+  const auto before = files_in(place / "run");
+  check_refused(place.graft(train_arguments({"-o", "optimizer.lr=1e-2"})), 2, "run");
+  check_refused(place.graft(train_arguments({"--resume", "never"})), 2, "run");
+  CHECK(files_in(place / "run") == before);
+  fs::create_directory(place / "folder");
+  write_contents(place / "folder/file", "x");
+  std::vector<std::string> arguments = train_arguments();
+  arguments.back() = "folder";
+  check_refused(place.graft(arguments), 2, "folder");
+  CHECK(files_in(place / "folder").size() == 1);
+}
+
+/// A longer run of the same model: time for a signal to arrive.
+std::vector<std::string> long_run() {
+  return train_arguments({"-o", "train.steps=1500", "-o", "schedule.total=1500", "-o", "train.log_every=50", "-o",
+                          "checkpoint.every=100", "-o", "eval.every=300"});
+}
+
+std::string hash_line(const std::string& out) {
+  const auto at = out.find("parameters' hash ");
+  REQUIRE(at != std::string::npos);
+  return out.substr(at, out.find("  run directory", at) - at);
+}
+
+/// Waits until the run has written its first line of metrics, so that a signal meets it at work.
+void wait_for_steps(const fs::path& run) {
+  for (int i = 0; i < 2000 && (!fs::exists(run / "metrics.jsonl") || fs::file_size(run / "metrics.jsonl") == 0); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+TEST_CASE("command line: an interrupted or killed run is continued to the same numbers") {
+  const Workplace whole;
+  const Result uninterrupted = whole.graft(long_run());
+  REQUIRE(uninterrupted.code == 0);
+  struct End {
+    int signal, code;
+  };
+  for (const End& end : {End{SIGINT, 130}, {SIGTERM, 143}, {SIGKILL, -SIGKILL}}) {
+    CAPTURE(end.signal);
+    const Workplace place;
+    Process process(place.path(), long_run());
+    wait_for_steps(place / "run");
+    process.signal(end.signal);
+    const int code = process.wait();
+    CHECK(code == end.code);
+    if (end.signal != SIGKILL && code == end.code) {
+      CHECK(process.out().find("interrupted after step") != std::string::npos);
+      CHECK(nlohmann::json::parse(contents(place / "run/run.json")).at("exit_status") == end.code);
+    }
+    const Result resumed = place.graft(long_run());
+    CAPTURE(resumed.err);
+    CHECK(resumed.code == 0);
+    CHECK(hash_line(resumed.out) == hash_line(uninterrupted.out));
+    CHECK(lines_without_times(place / "run/metrics.jsonl") == lines_without_times(whole / "run/metrics.jsonl"));
+    CHECK(lines_without_times(place / "run/eval.jsonl") == lines_without_times(whole / "run/eval.jsonl"));
+  }
+}
+
+}  // namespace
+}  // namespace graft::test
