@@ -8,11 +8,15 @@
 namespace graft::bench {
 namespace {
 
-void add_common(CLI::App* command, std::string& device, std::string& filter, std::string& json, int& threads, bool& list) {
-  command->add_option("--device", device, "cpu, cuda, cuda:<index>, or auto: a GPU if there is one")->capture_default_str();
+void add_common(CLI::App* command, std::string& device, std::string& filter, std::string& json, int& threads,
+                bool& list) {
+  command->add_option("--device", device, "cpu, cuda, cuda:<index>, or auto: a GPU if there is one")
+      ->capture_default_str();
   command->add_option("--filter", filter, "regular expression over names");
   command->add_option("--json", json, "write the results to this file");
-  command->add_option("--threads", threads, "CPU threads, 1-1024; 0: all")->capture_default_str()->check(CLI::Range(0, 1024));
+  command->add_option("--threads", threads, "CPU threads, 1-1024; 0: all")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
   command->add_flag("--list", list, "print the names and stop");
 }
 

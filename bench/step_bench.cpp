@@ -34,8 +34,9 @@ std::vector<StepBenchmark> built_in() {
     int layers, width, heads, points;
   };
   std::vector<StepBenchmark> list;
-  for (const Size& size : {Size{"icl_transformer_12x256_T82", 12, 256, 8, 41}, Size{"icl_transformer_12x256_T202", 12, 256, 8, 101},
-                           Size{"icl_transformer_2x128_T82", 2, 128, 8, 41}}) {
+  for (const Size& size :
+       {Size{"icl_transformer_12x256_T82", 12, 256, 8, 41}, Size{"icl_transformer_12x256_T202", 12, 256, 8, 101},
+        Size{"icl_transformer_2x128_T82", 2, 128, 8, 41}}) {
     for (const char* precision : {"fp32", "tf32", "bf16"}) {
       list.push_back({fmt::format("{}/{}", size.name, precision),
                       {"task.name=linear_regression", "task.curriculum.enabled=false",
@@ -53,9 +54,15 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 /// Time of `step` replayed, in seconds.
 Timing time_graph(StepGraph& graph, Stream& stream, double target) {
-  const Timing once = time_batches(stream, [&] { graph.replay(); }, 1, 2);
+  const Timing once = time_batches(
+      stream, [&] { graph.replay(); }, 1, 2);
   const std::int64_t runs = runs_for(once.median, target);
-  return time_batches(stream, [&] { for (std::int64_t i = 0; i < runs; ++i) graph.replay(); }, runs, 5);
+  return time_batches(
+      stream,
+      [&] {
+        for (std::int64_t i = 0; i < runs; ++i) graph.replay();
+      },
+      runs, 5);
 }
 
 nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config, Device device,
@@ -64,8 +71,12 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
   Session session(experiment, device, {options.threads}, true);
   session.initialize();
   MetricsRing metrics(session.ctx(), session.runtime(), 64);
-  const StepParts parts{experiment.task.get(), experiment.model.get(), &experiment.params,
-                        &metrics,              experiment.optimizer,   experiment.schedule,
+  const StepParts parts{experiment.task.get(),
+                        experiment.model.get(),
+                        &experiment.params,
+                        &metrics,
+                        experiment.optimizer,
+                        experiment.schedule,
                         {RandomDomain::Train, config.train.batch, 0, false}};
   const std::int64_t points = experiment.task->final_points();
   const auto step = [parts, points](const Context& ctx) { train_step(ctx, parts, points); };
@@ -79,10 +90,15 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
   graph.run_eager();
   stream.set_listener(nullptr);
   stream.synchronize();
-  const Timing eager_once = time_batches(stream, [&] { graph.run_eager(); }, 1, 2);
+  const Timing eager_once = time_batches(
+      stream, [&] { graph.run_eager(); }, 1, 2);
   const std::int64_t eager_runs = runs_for(eager_once.median, target);
   const Timing eager = time_batches(
-      stream, [&] { for (std::int64_t i = 0; i < eager_runs; ++i) graph.run_eager(); }, eager_runs, 3);
+      stream,
+      [&] {
+        for (std::int64_t i = 0; i < eager_runs; ++i) graph.run_eager();
+      },
+      eager_runs, 3);
   graph.capture();
   const Timing captured = time_graph(graph, stream, target);
   constexpr int kQueued = 4;  // few enough not to fill the launch queue
@@ -104,10 +120,11 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
   row["launches"] = graph.launches();
   row["memory_mib"] = static_cast<double>(memory.total()) / 1048576;
   row["prompts_per_s"] = static_cast<double>(config.train.batch) / captured.median;
-  row["tokens_per_s"] = static_cast<double>(config.train.batch * points * experiment.task->shape().tokens_per_point) / captured.median;
+  row["tokens_per_s"] =
+      static_cast<double>(config.train.batch * points * experiment.task->shape().tokens_per_point) / captured.median;
   row["tflops"] = flops.train_step / captured.median / 1e12;
-  fmt::print("{:<36} {:>9.4f} {:>9.4f} {:>9.4f} {:>9.4f} {:>8.1f} {:>8} {:>9.1f} {:>9.2f}\n", name, captured.median * 1e3,
-             captured.lowest * 1e3, captured.highest * 1e3, eager.median * 1e3,
+  fmt::print("{:<36} {:>9.4f} {:>9.4f} {:>9.4f} {:>9.4f} {:>8.1f} {:>8} {:>9.1f} {:>9.2f}\n", name,
+             captured.median * 1e3, captured.lowest * 1e3, captured.highest * 1e3, eager.median * 1e3,
              device.backend == Backend::Cuda ? host * 1e6 : 0.0, graph.launches(),
              static_cast<double>(memory.total()) / 1048576, flops.train_step / captured.median / 1e12);
   std::fflush(stdout);
@@ -124,7 +141,8 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
     }
     std::sort(times.rbegin(), times.rend());
     for (const auto& [ms, kernel] : times) {
-      fmt::print("    {:<30} {:>4} calls {:>9.4f} ms {:>6.1f} %\n", kernel, calls[kernel], ms, 100 * ms / (captured.median * 1e3));
+      fmt::print("    {:<30} {:>4} calls {:>9.4f} ms {:>6.1f} %\n", kernel, calls[kernel], ms,
+                 100 * ms / (captured.median * 1e3));
       row["kernels"][kernel] = {{"calls", calls[kernel]}, {"ms", ms}};
     }
     std::fflush(stdout);
@@ -135,12 +153,14 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
 }  // namespace
 
 int run_step_benchmarks(const StepRunOptions& options) {
-  std::vector<StepBenchmark> list = options.config.empty() ? built_in() : std::vector<StepBenchmark>{{options.config, {}}};
+  std::vector<StepBenchmark> list =
+      options.config.empty() ? built_in() : std::vector<StepBenchmark>{{options.config, {}}};
   if (!options.filter.empty()) {
     const std::regex filter(options.filter);
     std::erase_if(list, [&](const StepBenchmark& item) { return !std::regex_search(item.name, filter); });
     if (list.empty()) {
-      throw ArgumentError(fmt::format("bench step: nothing matches \"{}\"; graft bench step --list names them", options.filter));
+      throw ArgumentError(
+          fmt::format("bench step: nothing matches \"{}\"; graft bench step --list names them", options.filter));
     }
   }
   if (options.list) {
@@ -149,15 +169,15 @@ int run_step_benchmarks(const StepRunOptions& options) {
   }
   const Device device = parse_device(options.device, Precision::Fp32);
   const std::string device_name = open_runtime(device, {options.threads})->device_name();
-  fmt::print("{}: one training step, sampling included\n{:<36} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9}\n", device_name,
-             "step", "ms", "lowest", "highest", "eager ms", "host us", "launches", "MiB", "TFLOP/s");
+  fmt::print("{}: one training step, sampling included\n{:<36} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9}\n",
+             device_name, "step", "ms", "lowest", "highest", "eager ms", "host us", "launches", "MiB", "TFLOP/s");
   nlohmann::ordered_json out;
   out["device"] = device_name;
   for (const StepBenchmark& item : list) {
     std::vector<std::string> overrides = item.keys;
     overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
-    const RunConfig config = options.config.empty() ? parse_config("", "bench.toml", overrides)
-                                                    : load_config(options.config, overrides);
+    const RunConfig config =
+        options.config.empty() ? parse_config("", "bench.toml", overrides) : load_config(options.config, overrides);
     out["rows"].push_back(run_step(item.name, config, device, options));
   }
   if (!options.json.empty()) {

@@ -4,7 +4,8 @@
 namespace graft::cuda {
 namespace {
 
-__global__ void write_metrics_kernel(const float* loss, const StepState* state, MetricsRow* ring, std::int64_t capacity) {
+__global__ void write_metrics_kernel(const float* loss, const StepState* state, MetricsRow* ring,
+                                     std::int64_t capacity) {
   ring[state->step % static_cast<std::uint64_t>(capacity)] = {
       static_cast<double>(state->step + 1), static_cast<double>(*loss), state->gradient_norm, state->learning_rate,
       static_cast<double>(state->skipped)};

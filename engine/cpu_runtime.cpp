@@ -33,7 +33,8 @@ class CpuPool final : public Memory {
   Block allocate(std::size_t bytes, std::string_view name) override {
     void* data = std::aligned_alloc(kAlignment, padded(bytes));
     if (data == nullptr) {
-      throw EnvironmentError(fmt::format("out of memory: {} needs {} bytes; use a smaller batch or model", name, bytes));
+      throw EnvironmentError(
+          fmt::format("out of memory: {} needs {} bytes; use a smaller batch or model", name, bytes));
     }
     return {data, bytes, 0};
   }
@@ -57,8 +58,8 @@ class CpuAddressRange final : public AddressRange {
   void grow(std::size_t bytes) override {
     if (bytes <= mapped_) return;
     if (bytes > reserved_ || mprotect(base_, bytes, PROT_READ | PROT_WRITE) != 0) {
-      throw EnvironmentError(fmt::format("out of memory: a step needs {} bytes, this machine has {}; use a smaller batch or model",
-                                         bytes, reserved_));
+      throw EnvironmentError(fmt::format(
+          "out of memory: a step needs {} bytes, this machine has {}; use a smaller batch or model", bytes, reserved_));
     }
     mapped_ = bytes;
   }
@@ -104,7 +105,9 @@ class CpuRuntime final : public Runtime {
 
 }  // namespace
 
-std::unique_ptr<Runtime> make_cpu_runtime(const RuntimeOptions& options) { return std::make_unique<CpuRuntime>(options); }
+std::unique_ptr<Runtime> make_cpu_runtime(const RuntimeOptions& options) {
+  return std::make_unique<CpuRuntime>(options);
+}
 
 Block PaperMemory::allocate(std::size_t bytes, std::string_view) {
   bytes_ += bytes;

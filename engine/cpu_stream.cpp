@@ -74,9 +74,7 @@ class CpuStream::Recording {
     std::memcpy(&arguments_[first], launch.args, launch.arg_bytes);
     records_.push_back({launch.invoke, launch.function, first * sizeof(std::max_align_t)});
   }
-  std::unique_ptr<Graph> finish() {
-    return std::make_unique<CpuGraph>(std::move(records_), std::move(arguments_));
-  }
+  std::unique_ptr<Graph> finish() { return std::make_unique<CpuGraph>(std::move(records_), std::move(arguments_)); }
 
  private:
   std::vector<Record> records_;
@@ -111,15 +109,16 @@ void CpuStream::zero(void* to, std::size_t bytes) {
 }
 
 void CpuStream::download(void* host, const void* device, std::size_t bytes, std::string_view name) {
-  require(mode_ == Mode::Eager, "download: {} was read on the host while a step is being {}: its values do not exist yet",
-          name, mode_ == Mode::Capturing ? "captured" : "planned");
+  require(mode_ == Mode::Eager,
+          "download: {} was read on the host while a step is being {}: its values do not exist yet", name,
+          mode_ == Mode::Capturing ? "captured" : "planned");
   if (bytes != 0) std::memcpy(host, device, bytes);
 }
 
 void CpuStream::upload(void* device, const void* host, std::size_t bytes, std::string_view name) {
   require(mode_ == Mode::Eager,
-          "upload: {} was written from the host while a step is being {}: it would be frozen at its captured value", name,
-          mode_ == Mode::Capturing ? "captured" : "planned");
+          "upload: {} was written from the host while a step is being {}: it would be frozen at its captured value",
+          name, mode_ == Mode::Capturing ? "captured" : "planned");
   if (bytes != 0) std::memcpy(device, host, bytes);
 }
 

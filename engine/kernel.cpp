@@ -7,7 +7,8 @@
 namespace graft {
 
 void throw_missing_kernel(const char* name, Backend backend) {
-  throw DeviceError(fmt::format("{}: no kernel for the backend {}, expected one to be registered", name, name_of(backend)));
+  throw DeviceError(
+      fmt::format("{}: no kernel for the backend {}, expected one to be registered", name, name_of(backend)));
 }
 
 }  // namespace graft

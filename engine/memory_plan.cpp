@@ -26,9 +26,8 @@ MemoryPlan plan_memory(const std::vector<Lifetime>& lifetimes, std::size_t align
     }
     plan.offsets[i] = offset;
     plan.total = std::max(plan.total, offset + padded(i));
-    const auto position = std::upper_bound(placed.begin(), placed.end(), offset, [&](std::size_t value, std::size_t p) {
-      return value < plan.offsets[p];
-    });
+    const auto position = std::upper_bound(placed.begin(), placed.end(), offset,
+                                           [&](std::size_t value, std::size_t p) { return value < plan.offsets[p]; });
     placed.insert(position, i);
   }
   return plan;

@@ -83,8 +83,8 @@ void store(std::vector<std::byte>& bytes, DType dtype, std::int64_t index, doubl
 Tensor Param::tensor(const Context& ctx) const {
   if (ctx.precision != Precision::Bf16) return master(ctx);
   const ParameterStore::Entry& entry = store_->entries_[static_cast<std::size_t>(index_)];
-  require(static_cast<bool>(store_->compute_copy_), "parameter {}: the store has no bfloat16 copy, expected one in bf16",
-          entry.name);
+  require(static_cast<bool>(store_->compute_copy_),
+          "parameter {}: the store has no bfloat16 copy, expected one in bf16", entry.name);
   Tensor result = store_->compute_copy_.slice(entry.offset, entry.stored.elements()).reshaped(entry.stored);
   result.set_id(entry.id);
   result.set_requires_grad(true);
@@ -144,7 +144,8 @@ void ParameterStore::allocate(const Context& ctx, bool with_optimizer) {
       for (const Entry& entry : entries_) {
         const std::int64_t first = entry.offset / kAlignment;
         const std::int64_t count = ceil_div(entry.stored.elements(), kAlignment);
-        for (std::int64_t i = 0; i < count; ++i) flags[static_cast<std::size_t>(first + i)] = entry.options.decay ? 1 : 0;
+        for (std::int64_t i = 0; i < count; ++i)
+          flags[static_cast<std::size_t>(first + i)] = entry.options.decay ? 1 : 0;
       }
       ctx.stream->upload(decay_flags_.mutable_view().data, flags.data(), flags.size(), "decay flags");
     }

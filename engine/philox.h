@@ -81,9 +81,7 @@ struct Draw {
     out[3] = box_muller(w.z, w.w, true);
   }
 
-  [[nodiscard]] GRAFT_HD static float to_unit(std::uint32_t word) {
-    return static_cast<float>(word >> 8U) * 0x1p-24F;
-  }
+  [[nodiscard]] GRAFT_HD static float to_unit(std::uint32_t word) { return static_cast<float>(word >> 8U) * 0x1p-24F; }
   [[nodiscard]] GRAFT_HD static float box_muller(std::uint32_t a, std::uint32_t b, bool sine) {
     const float radius = sqrtf(-2.F * logf((static_cast<float>(a >> 8U) + 0.5F) * 0x1p-24F));
     const float angle = 6.283185307179586F * to_unit(b);

@@ -30,15 +30,17 @@ struct CudaLibrary {
 CudaLibrary load_cuda_library() {
   CudaLibrary library;
   std::error_code ignored;
-  const std::filesystem::path beside = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path() / kLibrary;
+  const std::filesystem::path beside =
+      std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path() / kLibrary;
   const bool exists = std::filesystem::exists(beside, ignored);
   void* handle = dlopen(exists ? beside.c_str() : kLibrary, RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* reason = dlerror();
     library.why = exists ? fmt::format("{} could not be loaded: {}", beside.string(), reason == nullptr ? "?" : reason)
-                         : fmt::format("this graft has no CUDA backend ({} is not beside the program); build it with "
-                                       "-DGRAFT_CUDA=ON where nvcc is installed",
-                                       kLibrary);
+                         : fmt::format(
+                               "this graft has no CUDA backend ({} is not beside the program); build it with "
+                               "-DGRAFT_CUDA=ON where nvcc is installed",
+                               kLibrary);
     return library;
   }
   library.probe = reinterpret_cast<Probe>(dlsym(handle, "graft_cuda_probe"));

@@ -18,9 +18,7 @@ class Shape {
   Shape(std::initializer_list<std::int64_t> extents);
 
   [[nodiscard]] GRAFT_HD int rank() const { return rank_; }
-  [[nodiscard]] GRAFT_HD std::int64_t operator[](int axis) const {
-    return extents_[axis < 0 ? axis + rank_ : axis];
-  }
+  [[nodiscard]] GRAFT_HD std::int64_t operator[](int axis) const { return extents_[axis < 0 ? axis + rank_ : axis]; }
   /// Number of elements; 1 for rank 0.
   [[nodiscard]] GRAFT_HD std::int64_t elements() const {
     std::int64_t n = 1;

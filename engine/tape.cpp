@@ -35,8 +35,8 @@ GradTarget Grads::into_columns(const GradRef& ref, std::int64_t first, std::int6
   if (same != written.end() && same->second == count) return {whole.view, true};
   for (const auto& [begin, size] : written) {
     require(begin + size <= first || first + count <= begin,
-            "backward: columns {}..{} overlap columns {}..{}, expected the same or none in common", first, first + count,
-            begin, begin + size);
+            "backward: columns {}..{} overlap columns {}..{}, expected the same or none in common", first,
+            first + count, begin, begin + size);
   }
   written.emplace(first, count);
   return {whole.view, whole.accumulate};

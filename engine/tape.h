@@ -38,8 +38,8 @@ class Grads {
   /// on later ones. An empty target if `ref` needs no gradient.
   [[nodiscard]] GradTarget into(const GradRef& ref);
 
-  /// The same for `count` columns from `first` on of a packed tensor, whose parts different ops read: stores on the first
-  /// call for these columns, adds on later ones. The view is of the whole gradient; the kernel writes its columns
+  /// The same for `count` columns from `first` on of a packed tensor, whose parts different ops read: stores on the
+  /// first call for these columns, adds on later ones. The view is of the whole gradient; the kernel writes its columns
   /// alone. Columns that nobody writes are zeroed before anyone reads the gradient. Column ranges of different calls
   /// are the same or do not overlap. Throws ArgumentError for columns beyond the last, and on a partial overlap.
   [[nodiscard]] GradTarget into_columns(const GradRef& ref, std::int64_t first, std::int64_t count);

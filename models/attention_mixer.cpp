@@ -25,7 +25,9 @@ AttentionMixer::AttentionMixer(ParameterStore& store, const std::string& scope, 
 }
 
 Tensor AttentionMixer::operator()(const Context& ctx, const Tensor& x) const {
-  return out_(ctx, causal_attention(ctx, qkv_(ctx, x), AttentionLayout::blocks(static_cast<int>(heads_), static_cast<int>(width_ / heads_))));
+  return out_(ctx,
+              causal_attention(ctx, qkv_(ctx, x),
+                               AttentionLayout::blocks(static_cast<int>(heads_), static_cast<int>(width_ / heads_))));
 }
 
 double AttentionMixer::forward_flops(std::int64_t tokens) const {

@@ -24,7 +24,8 @@ const MixerEntry& find_mixer(std::string_view symbol) {
   const auto found = mixers().find(symbol);
   if (found != mixers().end()) return found->second;
   std::string known;
-  for (const auto& [key, entry] : mixers()) known += fmt::format("{}{} ({})", known.empty() ? "" : ", ", key, entry.name);
+  for (const auto& [key, entry] : mixers())
+    known += fmt::format("{}{} ({})", known.empty() ? "" : ", ", key, entry.name);
   throw ArgumentError(fmt::format("pattern: no mixer is called \"{}\", expected one of {}", symbol, known));
 }
 

@@ -20,8 +20,9 @@ const RegisterSettings keys{{
     .doc = "details of attention and MLP blocks and of the position table",
     .keys =
         {
-            SettingKey::text("model.init", "start of attention and MLP weights: gpt2 is N(0, 0.02^2), scaled down with "
-                                           "depth into the residual stream; default is uniform on +-1/sqrt(fan_in)")
+            SettingKey::text("model.init",
+                             "start of attention and MLP weights: gpt2 is N(0, 0.02^2), scaled down with "
+                             "depth into the residual stream; default is uniform on +-1/sqrt(fan_in)")
                 .decided_by("the preset (gpt2 for a pattern)")
                 .one_of({"gpt2", "default"}),
             SettingKey::integer("model.position_rows", "rows of the position table; 0: tokens of the longest prompt")

@@ -19,9 +19,9 @@ struct FusedEpilogues {
   bool bias_gradient = true;        // column sums of dy beside dy^T x
 };
 /// What linear() and mlp() use unless told otherwise: the one place to change it.
-/// Measured on an H100 for the Transformer of 12 layers and width 256 at 5248 rows, us, library against ours: gelu behind
-/// W x 39 against 37 (tf32), 15 against 23 (bf16); gelu' behind dy W 71 against 42 (tf32), 30 against 22 (bf16); column sums
-/// beside dy^T x 31 against 30 (tf32), 20 against 19 (bf16).
+/// Measured on an H100 for the Transformer of 12 layers and width 256 at 5248 rows, us, library against ours: gelu
+/// behind W x 39 against 37 (tf32), 15 against 23 (bf16); gelu' behind dy W 71 against 42 (tf32), 30 against 22 (bf16);
+/// column sums beside dy^T x 31 against 30 (tf32), 20 against 19 (bf16).
 [[nodiscard]] constexpr FusedEpilogues default_epilogues(Precision precision) {
   return {.activation = precision == Precision::Bf16, .activation_gradient = false, .bias_gradient = false};
 }
@@ -84,9 +84,9 @@ Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight, const T
 Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
               const FusedEpilogues& fused);
 
-/// Scratch for LinearBackwardData::transposed: in tf32, for weights of 2^17 elements and more. Hopper's tf32 units want the
-/// axis that is summed over to be contiguous in both operands, which it is not in dy W; turning the weight around first
-/// halves the time. The CPU ignores it.
+/// Scratch for LinearBackwardData::transposed: in tf32, for weights of 2^17 elements and more. Hopper's tf32 units want
+/// the axis that is summed over to be contiguous in both operands, which it is not in dy W; turning the weight around
+/// first halves the time. The CPU ignores it.
 [[nodiscard]] Tensor transposed_weight_scratch(const Context& ctx, const Tensor& weight);
 
 /// Scratch for the column sums of a [rows, columns] matrix; empty where `target` is.

@@ -34,17 +34,25 @@ void backward(const Context& ctx, const Saved& saved, Grads& grads, const GradRe
   {
     const Tensor scratch = column_sum_scratch(ctx, dbias1, rows);
     const Tensor transposed = transposed_weight_scratch(ctx, saved.weight2);
-    linear_backward_data(
-        ctx, {dy, saved.weight2.view(), saved.pre.view(), GradTarget{dpre.mutable_view(), false}, dbias1,
-              scratch.mutable_view(), transposed.mutable_view(), saved.activation, precision, saved.fused});
+    linear_backward_data(ctx,
+                         {dy, saved.weight2.view(), saved.pre.view(), GradTarget{dpre.mutable_view(), false}, dbias1,
+                          scratch.mutable_view(), transposed.mutable_view(), saved.activation, precision, saved.fused});
   }
   if (dweight1) {
     linear_backward_weight(ctx, {dpre.view(), saved.x.view(), dweight1, {}, {}, precision, saved.fused});
   }
   if (const GradTarget dx = grads.into(saved.x)) {
     const Tensor transposed = transposed_weight_scratch(ctx, saved.weight1);
-    linear_backward_data(ctx, {dpre.view(), saved.weight1.view(), {}, dx, {}, {}, transposed.mutable_view(),
-                               Activation::None, precision, saved.fused});
+    linear_backward_data(ctx, {dpre.view(),
+                               saved.weight1.view(),
+                               {},
+                               dx,
+                               {},
+                               {},
+                               transposed.mutable_view(),
+                               Activation::None,
+                               precision,
+                               saved.fused});
   }
 }
 

@@ -27,7 +27,9 @@ const RegisterSettings keys{{
     .keys = with_curriculum(
         {
             SettingKey::integer("task.dim", "dimension of an input").with_default(20).between(1, 1024),
-            SettingKey::integer("task.points", "points of a prompt, the last one a query").with_default(41).between(1, 8192),
+            SettingKey::integer("task.points", "points of a prompt, the last one a query")
+                .with_default(41)
+                .between(1, 8192),
         },
         {}),
     .checks = {check_curriculum},
@@ -36,7 +38,8 @@ const RegisterSettings keys{{
 const RegisterTask registered{{"linear_regression", [](const Settings& settings) -> std::unique_ptr<Task> {
                                  return std::make_unique<LinearRegressionTask>(
                                      LinearRegression{static_cast<int>(settings.integer("task.dim"))},
-                                     curriculum_of(settings), settings.integer("task.points"), sample_linear_regression);
+                                     curriculum_of(settings), settings.integer("task.points"),
+                                     sample_linear_regression);
                                }}};
 
 const Register cpu_sampler{sample_linear_regression, Backend::Cpu, sample_prompts_cpu<LinearRegression>};

@@ -15,7 +15,8 @@ struct Ramp {
   std::int64_t interval = 1;
 
   [[nodiscard]] GRAFT_HD std::int64_t at(std::uint64_t step) const {
-    const std::int64_t value = start + static_cast<std::int64_t>(step / static_cast<std::uint64_t>(interval)) * increment;
+    const std::int64_t value =
+        start + static_cast<std::int64_t>(step / static_cast<std::uint64_t>(interval)) * increment;
     return value < end ? value : end;
   }
   /// A ramp that is at `value` from the start.

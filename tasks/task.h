@@ -24,10 +24,10 @@ struct Batch {
 
 /// What the model must provide for a task.
 struct TaskShape {
-  std::int64_t input_width = 0;      // n_x, floats a token
-  std::int64_t output_width = 1;     // floats a prediction
+  std::int64_t input_width = 0;   // n_x, floats a token
+  std::int64_t output_width = 1;  // floats a prediction
   std::int64_t tokens_per_point = 2;
-  std::int64_t max_tokens = 0;       // of the longest prompt
+  std::int64_t max_tokens = 0;  // of the longest prompt
 };
 
 /// One prompt on the host, for baselines and for `graft sample`.

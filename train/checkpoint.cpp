@@ -157,7 +157,7 @@ std::uint64_t available_on_disk(const fs::path& directory) {
 
 }  // namespace
 
-CheckpointDirectory::CheckpointDirectory(fs::path directory, CheckpointOptions options)
+CheckpointDirectory::CheckpointDirectory(const fs::path& directory, CheckpointOptions options)
     : directory_(without_trailing_slash(directory)), options_(std::move(options)) {
   if (!options_.available_bytes) options_.available_bytes = available_on_disk;
 }

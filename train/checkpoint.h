@@ -71,7 +71,7 @@ struct CheckpointOptions {
 /// in `latest`. One process at a time may save (see RunDirectory's lock); any number may load.
 class CheckpointDirectory {
  public:
-  explicit CheckpointDirectory(std::filesystem::path directory, CheckpointOptions options = {});
+  explicit CheckpointDirectory(const std::filesystem::path& directory, CheckpointOptions options = {});
 
   /// Saves and returns the checkpoint's path; one of the same step is replaced. Throws EnvironmentError if the disk
   /// has not enough room (said before anything is written) or a write fails; what was there before stays valid.

@@ -49,7 +49,8 @@ void print_table(std::int64_t index, const Prompt& prompt) {
   fmt::print("\n{:>5}  {:>9}  {}\n", "i", "y", "x");
   for (std::int64_t i = 0; i < prompt.points; ++i) {
     fmt::print("{:>5}  {:>9.3f} ", i, prompt.ys[static_cast<std::size_t>(i)]);
-    for (std::int64_t j = 0; j < prompt.dim; ++j) fmt::print(" {:>7.3f}", prompt.xs[static_cast<std::size_t>(i * prompt.dim + j)]);
+    for (std::int64_t j = 0; j < prompt.dim; ++j)
+      fmt::print(" {:>7.3f}", prompt.xs[static_cast<std::size_t>(i * prompt.dim + j)]);
     fmt::print("\n");
   }
 }

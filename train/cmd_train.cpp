@@ -40,8 +40,9 @@ void print_plan(const Experiment& experiment, const MemoryReport& memory) {
   const RunConfig& config = experiment.config;
   const FlopsReport flops = count_flops(*experiment.model, *experiment.task, config.train.batch, config.train.steps);
   fmt::print("task       {}\n", experiment.task->description());
-  fmt::print("model      {} {} ({} blocks), width {}, {} parameters\n", model_name(config), experiment.model_options.pattern,
-             experiment.model->blocks(), config.model.width, count_text(static_cast<double>(experiment.params.count())));
+  fmt::print("model      {} {} ({} blocks), width {}, {} parameters\n", model_name(config),
+             experiment.model_options.pattern, experiment.model->blocks(), config.model.width,
+             count_text(static_cast<double>(experiment.params.count())));
   fmt::print("training   {} steps of {} prompts, {}, {} lr {}, clip {}\n", config.train.steps, config.train.batch,
              name_of(config.train.precision), config.optimizer.name, config.optimizer.lr, config.optimizer.clip);
   fmt::print("cost       {:.3g} FLOPs a step, {:.3g} in all\n", flops.train_step, flops.train_total);
@@ -62,7 +63,8 @@ std::string out_of_memory_advice(const MemoryReport& memory) {
 int finish(const Experiment& experiment, const RunDirectory& directory, const TrainingOutcome& outcome) {
   if (outcome.signal != 0) {
     fmt::print("interrupted after step {}; saved. The same command continues: {}\n", outcome.step, command_line());
-    return outcome.signal == SIGTERM ? static_cast<int>(ExitCode::kTerminated) : static_cast<int>(ExitCode::kInterrupted);
+    return outcome.signal == SIGTERM ? static_cast<int>(ExitCode::kTerminated)
+                                     : static_cast<int>(ExitCode::kInterrupted);
   }
   fmt::print("\n{}", summary_table(outcome.evaluation, model_name(experiment.config), experiment.task->score_name()));
   fmt::print("\nsteps {}  parameters' hash {:016x}  run directory {}\n", outcome.step, outcome.parameter_hash,
@@ -103,10 +105,14 @@ int train(const TrainArguments& arguments) {
     throw EnvironmentError(fmt::format("{}; {}", what, out_of_memory_advice(memory)));
   }
   const BuildInfo& build = build_info();
-  options.info = {{"graft", build.version},       {"git", build.git},
-                  {"compiler", build.compiler},   {"cuda", build.cuda},
-                  {"seed", config.run.seed},      {"device", session->runtime().device_name()},
-                  {"backend", name_of(device.backend)}, {"command_line", command_line()}};
+  options.info = {{"graft", build.version},
+                  {"git", build.git},
+                  {"compiler", build.compiler},
+                  {"cuda", build.cuda},
+                  {"seed", config.run.seed},
+                  {"device", session->runtime().device_name()},
+                  {"backend", name_of(device.backend)},
+                  {"command_line", command_line()}};
   RunDirectory directory(options);
   for (const std::string& warning : directory.warnings()) fmt::print(stderr, "graft: warning: {}\n", warning);
   print_plan(experiment, memory);
@@ -152,7 +158,8 @@ void add(CLI::App& app, std::function<int()>& action) {
       ->allow_extra_args(false);
   command->add_option("--device", arguments->device, "cpu, cuda, cuda:<index>, or auto: a GPU if there is one")
       ->capture_default_str();
-  command->add_option("--resume", arguments->resume, "auto: continue the run's newest checkpoint; never; or a checkpoint")
+  command
+      ->add_option("--resume", arguments->resume, "auto: continue the run's newest checkpoint; never; or a checkpoint")
       ->capture_default_str();
   command->add_option("--run-dir", arguments->run_dir, "the run's own directory (default: runs/<name>-<hash>)");
   command->add_option("--threads", arguments->threads, "CPU threads, 1-1024; 0: all")

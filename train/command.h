@@ -10,8 +10,8 @@ class App;
 
 namespace graft {
 
-/// A command of the program: `add` puts its subcommand into the parser and, if it was chosen, leaves in `action` what main
-/// runs after parsing; the action returns the exit code.
+/// A command of the program: `add` puts its subcommand into the parser and, if it was chosen, leaves in `action` what
+/// main runs after parsing; the action returns the exit code.
 struct Command {
   std::string name;
   void (*add)(CLI::App& app, std::function<int()>& action);

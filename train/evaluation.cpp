@@ -60,8 +60,8 @@ nlohmann::ordered_json EvaluationResult::json() const {
   line["step"] = step;
   line["suite"] = suite;
   line["prompts"] = prompts;
-  line["summary"] = {{"mean_from_second", summary.mean_from_second}, {"mean_all", summary.mean_all},
-                     {"last", summary.last}};
+  line["summary"] = {
+      {"mean_from_second", summary.mean_from_second}, {"mean_all", summary.mean_all}, {"last", summary.last}};
   line["positions"] = positions.mean;
   line["standard_deviation"] = positions.standard_deviation;
   line["lower"] = positions.lower;
@@ -200,7 +200,8 @@ std::string summary_table(const EvaluationResult& result, const std::string& mod
     if (columns.empty() || columns.back() != at) columns.push_back(at);
   }
   std::size_t width = std::max<std::size_t>(model_name.size(), 14);
-  std::string header = fmt::format("{:<{}}  {:>10}", fmt::format("{} by examples seen", score_name), width + 8, "mean i>=1");
+  std::string header =
+      fmt::format("{:<{}}  {:>10}", fmt::format("{} by examples seen", score_name), width + 8, "mean i>=1");
   width += 8;
   for (const std::size_t at : columns) header += fmt::format("  {:>9}", fmt::format("i={}", at));
   std::string text = header + "\n" + std::string(header.size(), '-') + "\n";

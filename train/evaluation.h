@@ -29,9 +29,9 @@ struct EvaluationResult {
   [[nodiscard]] nlohmann::ordered_json json() const;
 };
 
-/// Evaluates a session's model on a fixed set of prompts: examples 0..prompts-1 of the evaluation domain of run.seed, all
-/// dimensions, final number of points. The batch size does not change the set. The first run is eager, later ones replay
-/// a captured graph; both give the same bits.
+/// Evaluates a session's model on a fixed set of prompts: examples 0..prompts-1 of the evaluation domain of run.seed,
+/// all dimensions, final number of points. The batch size does not change the set. The first run is eager, later ones
+/// replay a captured graph; both give the same bits.
 class Evaluator {
  public:
   /// `cache` is a file that keeps the baselines' scores between processes; empty: none.

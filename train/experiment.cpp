@@ -50,8 +50,12 @@ MemoryReport plan_memory_on_paper(const RunConfig& config) {
   experiment.params.allocate(ctx);
   MetricsRing metrics(ctx, *runtime, 1);
 
-  StepParts parts{experiment.task.get(), experiment.model.get(),   &experiment.params,
-                  &metrics,              experiment.optimizer,     experiment.schedule,
+  StepParts parts{experiment.task.get(),
+                  experiment.model.get(),
+                  &experiment.params,
+                  &metrics,
+                  experiment.optimizer,
+                  experiment.schedule,
                   {RandomDomain::Train, config.train.batch, 0, false}};
   const std::int64_t points = experiment.task->final_points();
   StepGraph graph(ctx, runtime->reserve_range(), "training step",

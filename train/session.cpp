@@ -127,10 +127,10 @@ CheckpointData Session::snapshot(const nlohmann::json& extra) const {
   CheckpointData data;
   for (const ParameterStore::Entry& entry : params.entries()) {
     data.model.push_back(pack(entry.name, entry.shape, dtype, params.read(ctx_, entry, Buffer::Weights)));
-    data.optimizer.push_back(pack("first_moment." + entry.name, entry.shape, dtype,
-                                  params.read(ctx_, entry, Buffer::FirstMoments)));
-    data.optimizer.push_back(pack("second_moment." + entry.name, entry.shape, dtype,
-                                  params.read(ctx_, entry, Buffer::SecondMoments)));
+    data.optimizer.push_back(
+        pack("first_moment." + entry.name, entry.shape, dtype, params.read(ctx_, entry, Buffer::FirstMoments)));
+    data.optimizer.push_back(
+        pack("second_moment." + entry.name, entry.shape, dtype, params.read(ctx_, entry, Buffer::SecondMoments)));
   }
   const StepState state = state_->read(ctx_);
   data.step = static_cast<std::int64_t>(state.step);

@@ -57,8 +57,8 @@ class Session {
   std::unique_ptr<State> state_;
 };
 
-/// The device that "cpu", "cuda", "cuda:1" or "auto" means; auto is a usable GPU unless the precision is fp64, else the CPU.
-/// Throws ArgumentError on anything else.
+/// The device that "cpu", "cuda", "cuda:1" or "auto" means; auto is a usable GPU unless the precision is fp64, else the
+/// CPU. Throws ArgumentError on anything else.
 [[nodiscard]] Device parse_device(std::string_view text, Precision precision);
 
 }  // namespace graft

@@ -33,8 +33,8 @@ struct StepParts {
   Selection examples;  // what this rank draws of each step
 };
 
-/// One training step at `points` in-context points: sample, forward, backward, clip, update, log, advance. The same code
-/// in warm-up, in capture and with capture switched off.
+/// One training step at `points` in-context points: sample, forward, backward, clip, update, log, advance. The same
+/// code in warm-up, in capture and with capture switched off.
 void train_step(const Context& ctx, const StepParts& parts, std::int64_t points);
 
 /// Where evaluation batches leave what was predicted, one row a prompt.

@@ -33,8 +33,13 @@ Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out)
       evaluator_(session, directory.path() / "baselines.json"),
       checkpoints_(directory.checkpoints()) {
   const Experiment& experiment = session_.experiment();
-  parts_ = {experiment.task.get(), experiment.model.get(), &session_.experiment().params, &metrics_,
-            experiment.optimizer,  experiment.schedule,    {RandomDomain::Train, experiment.config.train.batch, 0, false}};
+  parts_ = {experiment.task.get(),
+            experiment.model.get(),
+            &session_.experiment().params,
+            &metrics_,
+            experiment.optimizer,
+            experiment.schedule,
+            {RandomDomain::Train, experiment.config.train.batch, 0, false}};
 }
 
 void Trainer::resume(const CheckpointData& checkpoint) {
@@ -66,8 +71,9 @@ void Trainer::step_once(std::int64_t step) {
   const std::int64_t points = parts_.task->points_at(static_cast<std::uint64_t>(step));
   if (graph_ == nullptr || points != graph_points_) {
     graph_.reset();  // a stage left behind gives its graph back
-    graph_ = std::make_unique<StepGraph>(session_.ctx(), session_.range(), "training step",
-                                         [parts = parts_, points](const Context& ctx) { train_step(ctx, parts, points); });
+    graph_ =
+        std::make_unique<StepGraph>(session_.ctx(), session_.range(), "training step",
+                                    [parts = parts_, points](const Context& ctx) { train_step(ctx, parts, points); });
     graph_points_ = points;
     graph_->plan();
     graph_->run_eager();  // libraries choose algorithms and load kernels here, which a capture must not
@@ -88,9 +94,10 @@ void Trainer::log_row(const MetricsRow& row) {
   const bool finite = std::isfinite(row.loss) && std::isfinite(row.gradient_norm);
   nonfinite_in_a_row_ = finite ? 0 : nonfinite_in_a_row_ + 1;
   if (nonfinite_in_a_row_ >= kMostNonfinite) {
-    throw NumericsError(fmt::format("step {}: loss {} and gradient norm {} are not finite, the tenth step in a row; lower "
-                                    "optimizer.lr, or see the last checkpoint in {}",
-                                    step, row.loss, row.gradient_norm, directory_.checkpoints().string()));
+    throw NumericsError(
+        fmt::format("step {}: loss {} and gradient norm {} are not finite, the tenth step in a row; lower "
+                    "optimizer.lr, or see the last checkpoint in {}",
+                    step, row.loss, row.gradient_norm, directory_.checkpoints().string()));
   }
   interval_.push_back(row);
   if (step % config.train.log_every != 0 && step != config.train.steps) return;
@@ -179,7 +186,8 @@ TrainingOutcome Trainer::run() {
   while (step < config.train.steps && SignalGuard::received() == 0) {
     step_once(step);
     ++step;
-    const bool boundary = due(step, config.eval.every) || due(step, config.checkpoint.every) || step == config.train.steps;
+    const bool boundary =
+        due(step, config.eval.every) || due(step, config.checkpoint.every) || step == config.train.steps;
     const Clock::time_point now = Clock::now();
     if (boundary || step - requested >= kMostStepsInFlight ||
         std::chrono::duration<double>(now - polled).count() >= kPollSeconds) {

@@ -79,8 +79,8 @@ Setup backward_data(const Size& size, Activation activation, bool fused) {
     const auto run = [=](const Context& c) {
       const Tensor transposed = transposed_weight_scratch(c, weight);
       linear_backward_data(c, {dy.view(), weight.view(), pre.view(), GradTarget{dx.mutable_view(), false},
-                               GradTarget{sums.mutable_view(), false}, scratch.mutable_view(), transposed.mutable_view(),
-                               activation, c.precision, all(fused)});
+                               GradTarget{sums.mutable_view(), false}, scratch.mutable_view(),
+                               transposed.mutable_view(), activation, c.precision, all(fused)});
     };
     return {run, bytes_of({dy, weight, dx, pre, sums}), flops_of(size)};
   };

@@ -55,7 +55,8 @@ void run_one(benchmark::State& state, const OpBenchmark& op, Bed& bed, bool warm
   const std::int64_t wanted =
       warm || bed.ctx.backend == Backend::Cpu
           ? 1
-          : std::clamp<std::int64_t>(static_cast<std::int64_t>(kCacheBytes / std::max(sets[0].bytes, 1.0)) + 1, 2, kMostSets);
+          : std::clamp<std::int64_t>(static_cast<std::int64_t>(kCacheBytes / std::max(sets[0].bytes, 1.0)) + 1, 2,
+                                     kMostSets);
   while (static_cast<std::int64_t>(sets.size()) < wanted) sets.push_back(op.setup(ctx));
   StepGraph graph(ctx, bed.range, op.name, [&](const Context& step) {
     for (const Work& work : sets) work.run(step);
@@ -64,10 +65,15 @@ void run_one(benchmark::State& state, const OpBenchmark& op, Bed& bed, bool warm
   graph.run_eager();
   graph.capture();
   const auto count = static_cast<double>(sets.size());
-  const Timing once = time_batches(*bed.stream, [&] { graph.replay(); }, 1, 2);
+  const Timing once = time_batches(
+      *bed.stream, [&] { graph.replay(); }, 1, 2);
   const std::int64_t replays = runs_for(once.median, kBatchSeconds);
   const Timing timing = time_batches(
-      *bed.stream, [&] { for (std::int64_t i = 0; i < replays; ++i) graph.replay(); }, replays, kBatches);
+      *bed.stream,
+      [&] {
+        for (std::int64_t i = 0; i < replays; ++i) graph.replay();
+      },
+      replays, kBatches);
   const double median = timing.median / count;
   for (auto iteration : state) {
     static_cast<void>(iteration);
@@ -127,7 +133,8 @@ int run_op_benchmarks(const OpRunOptions& options) {
                options.warm ? "caches warm" : "L2 cold (inputs rotate)", kBatches);
   }
   if (benchmark::RunSpecifiedBenchmarks() == 0) {
-    throw ArgumentError(fmt::format("bench ops: no benchmark matches \"{}\"; graft bench ops --list names them", options.filter));
+    throw ArgumentError(
+        fmt::format("bench ops: no benchmark matches \"{}\"; graft bench ops --list names them", options.filter));
   }
   benchmark::Shutdown();
   return static_cast<int>(ExitCode::kDone);

@@ -51,8 +51,13 @@ Ceilings measure_ceilings(const Context& ctx) {
       *ctx.stream,
       [&] {
         for (int i = 0; i < 4; ++i) {
-          linear_forward(ctx, {.x = x.view(), .weight = weight.view(), .bias = {}, .y = y.mutable_view(), .pre = {},
-                               .precision = ctx.precision, .fused = {}});
+          linear_forward(ctx, {.x = x.view(),
+                               .weight = weight.view(),
+                               .bias = {},
+                               .y = y.mutable_view(),
+                               .pre = {},
+                               .precision = ctx.precision,
+                               .fused = {}});
         }
       },
       4, 3);

@@ -25,8 +25,8 @@ struct Timing {
 /// How often to run something that takes `seconds` so that a batch takes about `target` seconds.
 [[nodiscard]] std::int64_t runs_for(double seconds, double target);
 
-/// Measured ceilings of a device, for shares: bytes a second of a large copy (read + written), operations a second of a large
-/// matrix product in the context's precision.
+/// Measured ceilings of a device, for shares: bytes a second of a large copy (read + written), operations a second of a
+/// large matrix product in the context's precision.
 struct Ceilings {
   double bytes_per_second = 0;
   double flops_per_second = 0;

@@ -7,14 +7,14 @@
 
 namespace graft::cuda {
 
-/// Fills the tokens and targets of one prompt a block. The prompt's parameters are drawn once into shared memory; inputs
-/// are drawn four at a time into shared memory, a tile of points at once, then labelled by one thread a point.
+/// Fills the tokens and targets of one prompt a block. The prompt's parameters are drawn once into shared memory;
+/// inputs are drawn four at a time into shared memory, a tile of points at once, then labelled by one thread a point.
 template <class T, class Law>
 __global__ void sample_prompts_kernel(SamplePrompts<Law> args, int tile_points) {
   extern __shared__ float shared[];
   const int parameter_count = args.law.parameters();
-  float* parameters = shared;                                // [parameters]
-  float* inputs = shared + (parameter_count + 3) / 4 * 4;    // [tile_points, dim], up to 3 more at either end
+  float* parameters = shared;                              // [parameters]
+  float* inputs = shared + (parameter_count + 3) / 4 * 4;  // [tile_points, dim], up to 3 more at either end
   const std::int64_t example = blockIdx.x;
   const StepState state = *args.state;
   const Draw draw = draw_of(args.selection, state, example);

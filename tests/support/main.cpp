@@ -81,7 +81,8 @@ struct Lister : SkipCounter {
       files[query.data[i]->m_file.c_str()].insert(kind_of(*query.data[i]));
     }
     for (const auto& [file, kinds] : files) {
-      for (const Kind& kind : kinds) std::printf("%s|%s|%s\n", file.c_str(), kind.name().c_str(), kind.filters().c_str());
+      for (const Kind& kind : kinds)
+        std::printf("%s|%s|%s\n", file.c_str(), kind.name().c_str(), kind.filters().c_str());
     }
   }
 };

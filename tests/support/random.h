@@ -33,7 +33,8 @@ struct HostTensor {
 [[nodiscard]] HostTensor uniform(const Shape& shape, double low, double high, Role role = Role::Activation,
                                  std::uint64_t seed = 1);
 /// Integers in [0, n).
-[[nodiscard]] HostTensor integers(const Shape& shape, std::int64_t n, Role role = Role::Integer, std::uint64_t seed = 1);
+[[nodiscard]] HostTensor integers(const Shape& shape, std::int64_t n, Role role = Role::Integer,
+                                  std::uint64_t seed = 1);
 /// An input that is not differentiated.
 [[nodiscard]] HostTensor constant(HostTensor tensor);
 
