@@ -10,11 +10,12 @@ namespace graft {
 Backbone::Backbone(ParameterStore& store, const ModelConfig& config) {
   const std::vector<std::string> symbols = expand_pattern(config.pattern);
   const auto count = static_cast<std::int64_t>(symbols.size());
+  const std::int64_t depth = config.depth > 0 ? config.depth : count;
   for (std::int64_t i = 0; i < count; ++i) {
     const MixerEntry& entry = find_mixer(symbols[static_cast<std::size_t>(i)]);
     const std::string scope = fmt::format("blocks.{}", i);
     LayerNorm norm(store, scope + ".norm", config.width);
-    blocks_.push_back({norm, entry.make(store, fmt::format("{}.{}", scope, entry.name), config, {i, count})});
+    blocks_.push_back({norm, entry.make(store, fmt::format("{}.{}", scope, entry.name), config, {i, depth})});
   }
   final_norm_ = LayerNorm(store, "final_norm", config.width);
 }

@@ -29,7 +29,7 @@ class Mixer {
 /// Where a block stands; some initialisations depend on it.
 struct BlockPosition {
   std::int64_t index = 0;
-  std::int64_t blocks = 1;
+  std::int64_t blocks = 1;  // that initialisation scales with
 };
 
 /// A kind of mixer, as block patterns name it.

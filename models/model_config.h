@@ -31,7 +31,8 @@ struct ModelConfig {
   std::int64_t position_rows = 0;  // 0: as many as the longest prompt has tokens
   double position_std = 0.02;
   BlockInit init = BlockInit::Gpt2;
-  Settings settings;  // everything of the [model] table, for mixers with keys of their own
+  std::int64_t depth = 0;  // blocks that initialisation scales with; 0: as many as the pattern has
+  Settings settings;       // everything of the [model] table, for mixers with keys of their own
 };
 
 /// A named architecture: a pattern and the details that belong to it.

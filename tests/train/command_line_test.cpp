@@ -196,7 +196,7 @@ TEST_CASE("command line: bad input ends with exit code 2, one clear line and no 
 TEST_CASE("command line: no command and unknown commands are usage errors") {
   const Workplace place;
   check_refused(place.graft({}), 2, "graft --help");
-  check_refused(place.graft({"trian", "tiny.toml"}), 2, "graft --help");
+  check_refused(place.graft({"trian", "tiny.toml"}), 2, "did you mean `train`");
   check_refused(place.graft({"config"}), 2, "graft --help");
 }
 

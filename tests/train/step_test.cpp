@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -92,16 +92,22 @@ Trace train(const RunConfig& config, Backend backend, Mode mode, int threads = 1
   return trace;
 }
 
+/// Bit for bit, so that equal NaNs are equal.
+template <class T>
+bool same_bits(const T& a, const T& b) {
+  const auto bytes_a = std::bit_cast<std::array<std::byte, sizeof(T)>>(a);
+  return bytes_a == std::bit_cast<std::array<std::byte, sizeof(T)>>(b);
+}
+
 void check_same(const Trace& a, const Trace& b) {
   REQUIRE(a.rows.size() == b.rows.size());
   std::size_t step = 0;
-  while (step < a.hashes.size() && a.hashes[step] == b.hashes[step] &&
-         std::memcmp(&a.rows[step], &b.rows[step], sizeof(MetricsRow)) == 0) {
+  while (step < a.hashes.size() && a.hashes[step] == b.hashes[step] && same_bits(a.rows[step], b.rows[step])) {
     ++step;
   }
   CHECK(step == a.hashes.size());  // the first step that differs
   CHECK(a.buffers == b.buffers);
-  CHECK(std::memcmp(&a.state, &b.state, sizeof(StepState)) == 0);
+  CHECK(same_bits(a.state, b.state));
 }
 
 /// That the run went through what it is to go through.
