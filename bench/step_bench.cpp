@@ -8,11 +8,11 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <regex>
 #include <set>
 #include <string>
 #include <utility>
 
+#include "bench/support/name_filter.h"
 #include "bench/support/timer.h"
 #include "engine/error.h"
 #include "engine/step_graph.h"
@@ -30,19 +30,21 @@ struct StepBenchmark {
 /// The configurations that the studies train most.
 std::vector<StepBenchmark> built_in() {
   struct Size {
-    const char* name;
+    const char* preset;
     int layers, width, heads, points;
   };
   std::vector<StepBenchmark> list;
   for (const Size& size :
-       {Size{"icl_transformer_12x256_T82", 12, 256, 8, 41}, Size{"icl_transformer_12x256_T202", 12, 256, 8, 101},
-        Size{"icl_transformer_2x128_T82", 2, 128, 8, 41}}) {
+       {Size{"transformer", 12, 256, 8, 41}, Size{"transformer", 12, 256, 8, 101}, Size{"transformer", 2, 128, 8, 41},
+        Size{"mamba", 12, 256, 8, 41}, Size{"mamba", 2, 128, 8, 41}, Size{"mambaformer", 12, 256, 8, 41},
+        Size{"standard_hybrid", 12, 256, 8, 41}}) {
     for (const char* precision : {"fp32", "tf32", "bf16"}) {
-      list.push_back({fmt::format("{}/{}", size.name, precision),
-                      {"task.name=linear_regression", "task.curriculum.enabled=false",
-                       fmt::format("task.points={}", size.points), "model.preset=transformer",
-                       fmt::format("model.layers={}", size.layers), fmt::format("model.width={}", size.width),
-                       fmt::format("model.heads={}", size.heads), fmt::format("train.precision={}", precision)}});
+      list.push_back(
+          {fmt::format("icl_{}_{}x{}_T{}/{}", size.preset, size.layers, size.width, 2 * size.points, precision),
+           {"task.name=linear_regression", "task.curriculum.enabled=false", fmt::format("task.points={}", size.points),
+            fmt::format("model.preset={}", size.preset), fmt::format("model.layers={}", size.layers),
+            fmt::format("model.width={}", size.width), fmt::format("model.heads={}", size.heads),
+            fmt::format("train.precision={}", precision)}});
     }
   }
   return list;
@@ -65,8 +67,18 @@ Timing time_graph(StepGraph& graph, Stream& stream, double target) {
       runs, 5);
 }
 
+using CeilingsByPrecision = std::map<Precision, Ceilings>;
+
+/// The device's ceilings in the session's precision, measured when they are asked for first.
+const Ceilings& ceilings_of(CeilingsByPrecision& known, Session& session) {
+  const Precision precision = session.ctx().precision;
+  const auto found = known.find(precision);
+  if (found != known.end()) return found->second;
+  return known.emplace(precision, measure_ceilings(session.ctx(), session.runtime())).first->second;
+}
+
 nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config, Device device,
-                                const StepRunOptions& options) {
+                                const StepRunOptions& options, CeilingsByPrecision& known_ceilings) {
   Experiment experiment(config);
   Session session(experiment, device, {options.threads}, true);
   session.initialize();
@@ -122,11 +134,13 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
   row["prompts_per_s"] = static_cast<double>(config.train.batch) / captured.median;
   row["tokens_per_s"] =
       static_cast<double>(config.train.batch * points * experiment.task->shape().tokens_per_point) / captured.median;
+  const double of_gemm = flops.train_step / captured.median / ceilings_of(known_ceilings, session).flops_per_second;
   row["tflops"] = flops.train_step / captured.median / 1e12;
-  fmt::print("{:<36} {:>9.4f} {:>9.4f} {:>9.4f} {:>9.4f} {:>8.1f} {:>8} {:>9.1f} {:>9.2f}\n", name,
+  row["of_gemm"] = of_gemm;
+  fmt::print("{:<36} {:>9.4f} {:>9.4f} {:>9.4f} {:>9.4f} {:>8.1f} {:>8} {:>9.1f} {:>9.2f} {:>6.1f} %\n", name,
              captured.median * 1e3, captured.lowest * 1e3, captured.highest * 1e3, eager.median * 1e3,
              device.backend == Backend::Cuda ? host * 1e6 : 0.0, graph.launches(),
-             static_cast<double>(memory.total()) / 1048576, flops.train_step / captured.median / 1e12);
+             static_cast<double>(memory.total()) / 1048576, flops.train_step / captured.median / 1e12, 100 * of_gemm);
   std::fflush(stdout);
 
   if (options.profile) {
@@ -155,13 +169,11 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
 int run_step_benchmarks(const StepRunOptions& options) {
   std::vector<StepBenchmark> list =
       options.config.empty() ? built_in() : std::vector<StepBenchmark>{{options.config, {}}};
-  if (!options.filter.empty()) {
-    const std::regex filter(options.filter);
-    std::erase_if(list, [&](const StepBenchmark& item) { return !std::regex_search(item.name, filter); });
-    if (list.empty()) {
-      throw ArgumentError(
-          fmt::format("bench step: nothing matches \"{}\"; graft bench step --list names them", options.filter));
-    }
+  const NameFilter filter("bench step", options.filter);
+  std::erase_if(list, [&](const StepBenchmark& item) { return !filter(item.name); });
+  if (list.empty()) {
+    throw ArgumentError(fmt::format(
+        "bench step: no benchmark matches --filter \"{}\"; graft bench step --list names them", options.filter));
   }
   if (options.list) {
     for (const StepBenchmark& item : list) fmt::print("{}\n", item.name);
@@ -169,16 +181,22 @@ int run_step_benchmarks(const StepRunOptions& options) {
   }
   const Device device = parse_device(options.device, Precision::Fp32);
   const std::string device_name = open_runtime(device, {options.threads})->device_name();
-  fmt::print("{}: one training step, sampling included\n{:<36} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9}\n",
-             device_name, "step", "ms", "lowest", "highest", "eager ms", "host us", "launches", "MiB", "TFLOP/s");
+  fmt::print("{}: one training step, sampling included\n{:<36} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9} {:>8}\n",
+             device_name, "step", "ms", "lowest", "highest", "eager ms", "host us", "launches", "MiB", "TFLOP/s",
+             "of gemm");
   nlohmann::ordered_json out;
   out["device"] = device_name;
+  CeilingsByPrecision ceilings;
   for (const StepBenchmark& item : list) {
     std::vector<std::string> overrides = item.keys;
     overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
     const RunConfig config =
         options.config.empty() ? parse_config("", "bench.toml", overrides) : load_config(options.config, overrides);
-    out["rows"].push_back(run_step(item.name, config, device, options));
+    out["rows"].push_back(run_step(item.name, config, device, options, ceilings));
+  }
+  for (const auto& [precision, measured] : ceilings) {
+    out["ceilings"][name_of(precision)] = {{"tflops", measured.flops_per_second / 1e12},
+                                           {"gb_per_s", measured.bytes_per_second / 1e9}};
   }
   if (!options.json.empty()) {
     std::ofstream file(options.json);

@@ -16,8 +16,8 @@ struct StepRunOptions {
   bool profile = false;  // time of each kernel, captured alone
 };
 
-/// Times whole training steps, sampling included: captured against eager, launches, host time, memory, and (with
-/// `profile`) the share of each kernel.
+/// Times whole training steps, sampling included: captured against eager, launches, host time, memory, the share
+/// of the measured GEMM ceiling, and (with `profile`) the share of each kernel.
 int run_step_benchmarks(const StepRunOptions& options);
 
 }  // namespace graft::bench

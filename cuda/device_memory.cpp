@@ -28,7 +28,7 @@ std::string text_of(std::size_t bytes) {
   std::size_t total = 0;
   static_cast<void>(cudaMemGetInfo(&free, &total));
   static_cast<void>(cudaGetLastError());
-  throw EnvironmentError(
+  throw OutOfMemoryError(
       fmt::format("out of GPU memory: {} wants {} ({} bytes), {} ({} bytes) of {} are free on device {}", name,
                   text_of(wanted), wanted, text_of(free), free, text_of(total), device));
 }

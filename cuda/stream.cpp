@@ -125,14 +125,14 @@ void CudaStream::launch(const Launch& launch) {
 }
 
 void CudaStream::copy(void* to, const void* from, std::size_t bytes) {
-  if (mode_ == Mode::Planning || bytes == 0) return;
+  if (mode_ == Mode::Planning || bytes == 0 || !only_.empty()) return;
   activate();
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
   ++launches_;
 }
 
 void CudaStream::zero(void* to, std::size_t bytes) {
-  if (mode_ == Mode::Planning || bytes == 0) return;
+  if (mode_ == Mode::Planning || bytes == 0 || !only_.empty()) return;
   activate();
   check(cudaMemsetAsync(to, 0, bytes, stream_));
   ++launches_;

@@ -99,11 +99,13 @@ void CpuStream::launch(const Launch& launch) {
 }
 
 void CpuStream::copy(void* to, const void* from, std::size_t bytes) {
+  if (!only_.empty()) return;
   const CopyArgs args{to, from, bytes};
   launch({"copy", &invoke<CopyArgs>, reinterpret_cast<void (*)()>(CopyFunction{copy_bytes}), &args, sizeof(args)});
 }
 
 void CpuStream::zero(void* to, std::size_t bytes) {
+  if (!only_.empty()) return;
   const ZeroArgs args{to, bytes};
   launch({"zero", &invoke<ZeroArgs>, reinterpret_cast<void (*)()>(ZeroFunction{zero_bytes}), &args, sizeof(args)});
 }

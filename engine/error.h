@@ -49,6 +49,12 @@ class EnvironmentError : public Error {
   explicit EnvironmentError(const std::string& message) : Error(message, ExitCode::kEnvironment) {}
 };
 
+/// More memory was asked for than the device has.
+class OutOfMemoryError : public EnvironmentError {
+ public:
+  explicit OutOfMemoryError(const std::string& message) : EnvironmentError(message) {}
+};
+
 /// A library or a device returned an error status.
 class DeviceError : public Error {
  public:

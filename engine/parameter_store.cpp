@@ -1,10 +1,10 @@
 #include "engine/parameter_store.h"
 
-#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include <cmath>
 #include <cstring>
+#include <ranges>
 #include <utility>
 
 #include "engine/basic_kernels.h"
@@ -120,9 +120,9 @@ Param ParameterStore::add(std::string_view scope, std::string_view name, const S
 void ParameterStore::allocate(const Context& ctx, bool with_optimizer) {
   require(!allocated_, "parameter store: allocated twice");
   std::int64_t offset = 0;
-  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
-    entry->offset = offset;
-    offset += round_up(entry->stored.elements(), kAlignment);
+  for (Entry& entry : std::views::reverse(entries_)) {
+    entry.offset = offset;
+    offset += round_up(entry.stored.elements(), kAlignment);
   }
   flat_elements_ = offset;
   const DType dtype = ctx.stream_dtype();
@@ -172,6 +172,7 @@ void ParameterStore::begin_gradients() {
 }
 
 void ParameterStore::finish_gradients(const Context& ctx) {
+  require(static_cast<bool>(gradients_), "parameter store: it keeps no gradients");
   // Neighbouring parameters nobody wrote are zeroed together.
   std::int64_t first = -1;
   std::int64_t end = -1;
@@ -182,13 +183,13 @@ void ParameterStore::finish_gradients(const Context& ctx) {
                      static_cast<std::size_t>(end - first) * size);
     first = -1;
   };
-  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
-    if (entry->written) {
+  for (const Entry& entry : std::views::reverse(entries_)) {
+    if (entry.written) {
       flush();
       continue;
     }
-    if (first < 0) first = entry->offset;
-    end = entry->offset + round_up(entry->stored.elements(), kAlignment);
+    if (first < 0) first = entry.offset;
+    end = entry.offset + round_up(entry.stored.elements(), kAlignment);
   }
   flush();
 }

@@ -119,7 +119,7 @@ class ParameterStore final : public GradientSink {
   void write(const Context& ctx, const Entry& entry, Buffer buffer, const std::vector<double>& values);
   /// Brings the bf16 copy up to date after write().
   void refresh_compute_copy(const Context& ctx);
-  /// XXH3-64 over the master weights of all parameters in order of registration.
+  /// XXH3-64 over the flat buffer of master weights, padding included.
   [[nodiscard]] std::uint64_t hash(const Context& ctx) const;
 
  private:

@@ -10,7 +10,8 @@ namespace graft {
 
 /// Runs `function(ctx, input)` without keeping its activations, and runs it again in the backward pass
 /// to get them: memory for time. Parameters used inside receive their gradients as usual. The function
-/// must give the same result both times; random numbers do, being functions of the step.
+/// must give the same result both times; random numbers do, being functions of the step. Tensors
+/// that the function captures get no gradient, unless they are parameters.
 Tensor recompute(const Context& ctx, const std::function<Tensor(const Context&, const Tensor&)>& function,
                  const Tensor& input);
 

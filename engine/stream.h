@@ -86,8 +86,8 @@ class Stream {
   /// Switches launch discarding on or off.
   void set_planning(bool planning);
 
-  /// Discards every launch of another kernel name from here on; empty: none. A step captured that way holds one
-  /// kernel's launches alone, whose time can then be measured; its results mean nothing.
+  /// Discards every launch of another kernel name, and copies and fills, from here on; empty: none. A step captured
+  /// that way holds one kernel's launches alone, whose time can then be measured; its results mean nothing.
   void set_only(std::string_view kernel) { only_ = kernel; }
   [[nodiscard]] bool wants(std::string_view kernel) const { return only_.empty() || only_ == kernel; }
   /// Calls `listener` with the name of every kernel that is launched or recorded.

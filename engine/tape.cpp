@@ -93,7 +93,7 @@ void Grads::pass(const GradRef& ref, const Tensor& gradient) {
           gradient.shape().str(), ref.shape.str());
   const bool kept_here = sink_ == nullptr || !sink_->owns(ref.id);
   if (kept_here && gradient.dtype() == ref.dtype && !gradients_.contains(ref.id)) {
-    gradients_.emplace(ref.id, gradient);
+    gradients_.emplace(ref.id, gradient.reshaped(ref.shape));
     return;
   }
   const GradTarget target = into(ref);

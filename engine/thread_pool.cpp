@@ -1,7 +1,11 @@
 #include "engine/thread_pool.h"
 
 #include <algorithm>
+#include <string>
+#include <system_error>
 #include <utility>
+
+#include "engine/error.h"
 
 namespace graft {
 namespace {
@@ -25,10 +29,20 @@ void pause_briefly() {
 ThreadPool::ThreadPool(int threads) {
   if (threads <= 0) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   workers_.reserve(static_cast<std::size_t>(threads - 1));
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  } catch (const std::system_error& error) {
+    const std::string reason = error.what();
+    const std::size_t started = workers_.size() + 1;
+    finish();
+    throw EnvironmentError("cannot start " + std::to_string(threads) + " threads (" + reason + "); --threads " +
+                           std::to_string(started) + " or fewer fits the process limit");
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { finish(); }
+
+void ThreadPool::finish() {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
@@ -36,6 +50,7 @@ ThreadPool::~ThreadPool() {
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
 }
 
 void ThreadPool::run(std::int64_t blocks, const std::function<void(std::int64_t)>& body) {

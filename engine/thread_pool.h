@@ -22,7 +22,7 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   /// Runs body(0) .. body(blocks - 1), returns when all are done, and rethrows the first exception. A
-  /// call from within a body runs on the calling thread.
+  /// call from within a body runs on the calling thread. One thread at a time may call it.
   void run(std::int64_t blocks, const std::function<void(std::int64_t)>& body);
 
   [[nodiscard]] int threads() const { return static_cast<int>(workers_.size()) + 1; }
@@ -30,6 +30,7 @@ class ThreadPool {
  private:
   void work();
   void take_blocks();
+  void finish();
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;

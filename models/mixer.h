@@ -40,6 +40,9 @@ struct MixerEntry {
   std::function<std::unique_ptr<Mixer>(ParameterStore& store, const std::string& scope, const ModelConfig& config,
                                        const BlockPosition& position)>
       make;
+  /// What cannot be built or trained with these settings, said in terms of their keys; empty: nothing to say. `make`
+  /// throws ArgumentError on such a configuration, or the mixer's ops do.
+  std::function<void(const ModelConfig& config, SettingMistakes& mistakes)> check = {};
 };
 
 /// Adds a mixer when the file that holds it is loaded; nothing lists all of them.

@@ -42,6 +42,8 @@ RegisterPreset::RegisterPreset(PresetEntry entry) {
   presets().emplace(std::move(name), std::move(entry));
 }
 
+bool is_registered_preset(std::string_view name) { return presets().find(name) != presets().end(); }
+
 ModelConfig model_config(const Settings& settings) {
   ModelConfig config;
   config.width = settings.integer("model.width");

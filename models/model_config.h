@@ -46,6 +46,8 @@ struct RegisterPreset {
   explicit RegisterPreset(PresetEntry entry);
 };
 
+[[nodiscard]] bool is_registered_preset(std::string_view name);
+
 /// Reads the [model] table. Throws ArgumentError on an unknown preset.
 [[nodiscard]] ModelConfig model_config(const Settings& settings);
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/cpu_stream.h"
+#include "engine/host_blas.h"
 #include "ops/gelu_formula.h"
 #include "ops/linear.h"
 #include "ops/rows_cpu.h"
@@ -57,8 +58,7 @@ Operand<A> from_column(const Operand<A>& b, std::int64_t first) {
 template <class A, class Finish>
 void product(Stream& stream, const Operand<A>& a, const Operand<A>& b, std::int64_t m, std::int64_t n, std::int64_t k,
              Finish&& finish) {
-  static const bool single_threaded = (openblas_set_num_threads(1), true);
-  static_cast<void>(single_threaded);
+  use_one_blas_thread();
   const std::int64_t across = ceil_div(n, kTileColumns);
   parallel_blocks(stream, ceil_div(m, kTileRows) * across, [&](std::int64_t tile) {
     const std::int64_t row = tile / across * kTileRows;

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "engine/error.h"
+#include "engine/host_blas.h"
 #include "engine/require.h"
 #include "engine/settings.h"
 
@@ -140,6 +141,7 @@ std::vector<double> predict(const Baseline& baseline, std::span<const float> xs,
       }
     }
   };
+  use_one_blas_thread();
   const auto wanted =
       threads > 0 ? static_cast<std::int64_t>(threads) : static_cast<std::int64_t>(std::thread::hardware_concurrency());
   {

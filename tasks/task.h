@@ -60,7 +60,7 @@ class Task {
   /// Copies what is predicted out of the model's outputs: [B, N] stream dtype.
   [[nodiscard]] virtual Tensor predictions(const Context& ctx, const Tensor& outputs, std::int64_t points) const = 0;
 
-  /// Example `example` of step 0 of a domain, at full dimension and length, on the host.
+  /// Example `example` of step `step` of a domain, at full dimension and length, on the host.
   [[nodiscard]] virtual Prompt prompt(std::uint64_t seed, RandomDomain domain, std::uint64_t step,
                                       std::uint32_t example) const = 0;
   /// Score of one prediction, lower is better unless score_name says otherwise.

@@ -299,15 +299,6 @@ std::optional<CheckpointData> CheckpointDirectory::load_latest(CheckpointReport*
   told = {};
   std::vector<fs::path> candidates = by_step();
   std::reverse(candidates.begin(), candidates.end());
-  try {
-    const fs::path latest = latest_target();
-    if (!latest.empty()) {
-      std::erase(candidates, latest);
-      candidates.insert(candidates.begin(), latest);
-    }
-  } catch (const Error& error) {
-    told.skipped.push_back({directory_ / kLatest, error.what()});
-  }
   for (const fs::path& candidate : candidates) {
     try {
       CheckpointData data = load(candidate, parts);

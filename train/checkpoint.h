@@ -77,8 +77,8 @@ class CheckpointDirectory {
   /// has not enough room (said before anything is written) or a write fails; what was there before stays valid.
   std::filesystem::path save(const CheckpointData& data);
 
-  /// The checkpoint that `latest` names or, if that is damaged, the newest valid one; nothing if there is none at
-  /// all. Every byte is checked. Throws DataError with the reasons if there are checkpoints and none is valid:
+  /// The newest valid checkpoint, by step (the file `latest` is for people and other programs); nothing if there is
+  /// none at all. Every byte is checked. Throws DataError with the reasons if there are checkpoints and none is valid:
   /// starting over would be no continuation. `report` (may be null) tells what was loaded and what was skipped.
   [[nodiscard]] std::optional<CheckpointData> load_latest(CheckpointReport* report = nullptr,
                                                           CheckpointParts parts = CheckpointParts::All) const;

@@ -21,9 +21,8 @@ int check(const std::string& file, const std::vector<std::string>& overrides, bo
     fmt::print("{}", resolved_toml(config));
     return static_cast<int>(ExitCode::kDone);
   }
-  fmt::print("ok: {}: {} with {}, {} steps of {} prompts, hash {}\n", file, config.task,
-             config.model.preset.empty() ? config.model.pattern : config.model.preset, config.train.steps,
-             config.train.batch, config_hash8(config));
+  fmt::print("ok: {}: {} with {}, {} steps of {} prompts, hash {}\n", file, config.task, config.model_name(),
+             config.train.steps, config.train.batch, config_hash8(config));
   return static_cast<int>(ExitCode::kDone);
 }
 
@@ -71,15 +70,13 @@ void add_config_command(CLI::App& app, std::function<int()>& action) {
 
   CLI::App* config = app.add_subcommand("config", "check a configuration, explain keys, print the schema");
   config->require_subcommand(1);
+  config->footer("Example:  graft config explain optimizer.lr\nHelp on one of them:  graft config check --help");
 
   CLI::App* check_command = config->add_subcommand("check", "read a configuration and report every mistake in it");
   check_command->add_option("FILE", arguments->file, "the TOML file")->required();
-  check_command
-      ->add_option("-o,--override", arguments->overrides, "override a key, e.g. -o optimizer.lr=3e-4; repeatable")
-      ->type_name("KEY=VALUE")
-      ->allow_extra_args(false)
-      ->take_all();
-  check_command->add_flag("--resolved", arguments->resolved, "print the configuration with every default filled in");
+  add_override_option(*check_command, arguments->overrides, "optimizer.lr=3e-4");
+  check_command->add_flag("--resolved", arguments->resolved,
+                          "print the configuration with every default filled in (default: one line)");
   check_command->footer("Example:  graft config check configs/quickstart.toml -o model.layers=6");
   check_command->callback([arguments, &action] {
     action = [arguments] { return check(arguments->file, arguments->overrides, arguments->resolved); };

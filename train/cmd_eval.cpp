@@ -66,8 +66,7 @@ int evaluate(const EvalArguments& arguments) {
   const EvaluationResult result = evaluator.run(checkpoint->step);
   fmt::print("{} at step {}, {} prompts, {}\n\n{}", config.run.name, result.step, result.prompts,
              session.runtime().device_name(),
-             summary_table(result, config.model.preset.empty() ? config.model.pattern : config.model.preset,
-                           experiment.task->score_name()));
+             summary_table(result, config.model_name(), experiment.task->score_name()));
   if (!arguments.out.empty()) {
     std::ofstream file(arguments.out);
     file << result.json().dump() << '\n';
@@ -79,18 +78,16 @@ int evaluate(const EvalArguments& arguments) {
 void add(CLI::App& app, std::function<int()>& action) {
   const auto arguments = std::make_shared<EvalArguments>();
   CLI::App* command = app.add_subcommand("eval", "evaluate a run or a checkpoint, as during training");
-  command->add_option("target", arguments->target, "a run's directory, or one of its checkpoints")->required();
+  command->add_option("target", arguments->target, "a run's directory, or one of its checkpoints")
+      ->type_name("PATH")
+      ->required();
   command->add_option("--suite", arguments->suite, "what to evaluate")
       ->capture_default_str()
       ->check(CLI::IsMember({"standard"}));
-  command->add_option("-o,--override", arguments->overrides, "override a key, e.g. -o eval.prompts=6400; repeatable")
-      ->allow_extra_args(false);
-  command->add_option("--device", arguments->device, "cpu, cuda, cuda:<index>, or auto: a GPU if there is one")
-      ->capture_default_str();
-  command->add_option("--threads", arguments->threads, "CPU threads, 1-1024; 0: all")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1024));
-  command->add_option("--out", arguments->out, "write the result as one JSON line to this file");
+  add_override_option(*command, arguments->overrides, "eval.prompts=6400");
+  add_device_options(*command, arguments->device, arguments->threads);
+  command->add_option("--out", arguments->out, "also write the result, as one JSON line, to this file (default: none)")
+      ->type_name("FILE");
   command->footer("Example:  graft eval runs/quickstart-0123abcd --out eval.json");
   command->callback([arguments, &action] { action = [arguments] { return evaluate(*arguments); }; });
 }

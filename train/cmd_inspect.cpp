@@ -93,10 +93,9 @@ int inspect(const InspectArguments& arguments) {
 void add(CLI::App& app, std::function<int()>& action) {
   const auto arguments = std::make_shared<InspectArguments>();
   CLI::App* command = app.add_subcommand("inspect", "parameters, FLOPs and memory of a configuration; needs no GPU");
-  command->add_option("config", arguments->config, "configuration file (TOML)")->required();
-  command->add_option("-o,--override", arguments->overrides, "override a key, e.g. -o model.layers=6; repeatable")
-      ->allow_extra_args(false);
-  command->add_flag("--json", arguments->json, "one JSON object");
+  command->add_option("config", arguments->config, "configuration file (TOML)")->type_name("FILE")->required();
+  add_override_option(*command, arguments->overrides, "model.layers=6");
+  command->add_flag("--json", arguments->json, "print one JSON object (default: a table)");
   command->footer("Example:  graft inspect configs/icl/linear_regression.toml -o model.width=256");
   command->callback([arguments, &action] { action = [arguments] { return inspect(*arguments); }; });
 }

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,7 +19,7 @@ struct SampleArguments {
   std::string config;
   std::vector<std::string> overrides;
   std::int64_t count = 1;
-  std::int64_t seed = -1;
+  std::optional<std::int64_t> seed;  // none: run.seed
   bool json = false;
 };
 
@@ -58,7 +59,7 @@ void print_table(std::int64_t index, const Prompt& prompt) {
 int sample(const SampleArguments& arguments) {
   const RunConfig config = load_config(arguments.config, arguments.overrides);
   const std::unique_ptr<Task> task = make_task(config.settings);
-  const std::uint64_t seed = arguments.seed >= 0 ? static_cast<std::uint64_t>(arguments.seed) : config.run.seed;
+  const std::uint64_t seed = arguments.seed ? static_cast<std::uint64_t>(*arguments.seed) : config.run.seed;
   if (!arguments.json) fmt::print("{}; training step 0 of seed {}, full length\n", task->description(), seed);
   for (std::int64_t i = 0; i < arguments.count; ++i) {
     const Prompt prompt = task->prompt(seed, RandomDomain::Train, 0, static_cast<std::uint32_t>(i));
@@ -74,14 +75,14 @@ int sample(const SampleArguments& arguments) {
 void add(CLI::App& app, std::function<int()>& action) {
   const auto arguments = std::make_shared<SampleArguments>();
   CLI::App* command = app.add_subcommand("sample", "print prompts of a configuration's task");
-  command->add_option("config", arguments->config, "configuration file (TOML)")->required();
-  command->add_option("-o,--override", arguments->overrides, "override a key, e.g. -o task.dim=3; repeatable")
-      ->allow_extra_args(false);
-  command->add_option("-n,--count", arguments->count, "prompts to print, 1-1000000")
+  command->add_option("config", arguments->config, "configuration file (TOML)")->type_name("FILE")->required();
+  add_override_option(*command, arguments->overrides, "task.dim=3");
+  command->add_option("-n,--count", arguments->count, "prompts to print")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000000));
-  command->add_option("--seed", arguments->seed, "seed instead of run.seed")->check(CLI::NonNegativeNumber);
-  command->add_flag("--json", arguments->json, "one JSON object a line");
+  command->add_option("--seed", arguments->seed, "seed of the prompts (default: run.seed)")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 53));
+  command->add_flag("--json", arguments->json, "print one JSON object a line (default: a table)");
   command->footer("Example:  graft sample configs/quickstart.toml -n 2");
   command->callback([arguments, &action] { action = [arguments] { return sample(*arguments); }; });
 }

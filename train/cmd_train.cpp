@@ -32,15 +32,11 @@ struct TrainArguments {
   bool dry_run = false;
 };
 
-std::string model_name(const RunConfig& config) {
-  return config.model.preset.empty() ? config.model.pattern : config.model.preset;
-}
-
 void print_plan(const Experiment& experiment, const MemoryReport& memory) {
   const RunConfig& config = experiment.config;
   const FlopsReport flops = count_flops(*experiment.model, *experiment.task, config.train.batch, config.train.steps);
   fmt::print("task       {}\n", experiment.task->description());
-  fmt::print("model      {} {} ({} blocks), width {}, {} parameters\n", model_name(config),
+  fmt::print("model      {} {} ({} blocks), width {}, {} parameters\n", config.model_name(),
              experiment.model_options.pattern, experiment.model->blocks(), config.model.width,
              count_text(static_cast<double>(experiment.params.count())));
   fmt::print("training   {} steps of {} prompts, {}, {} lr {}, clip {}\n", config.train.steps, config.train.batch,
@@ -60,21 +56,32 @@ std::string out_of_memory_advice(const MemoryReport& memory) {
   return text + " lower train.batch";
 }
 
-int finish(const Experiment& experiment, const RunDirectory& directory, const TrainingOutcome& outcome) {
+int finish(const Experiment& experiment, const RunDirectory& directory, const TrainingOutcome& outcome,
+           Resume::Mode resume) {
   if (outcome.signal != 0) {
-    fmt::print("interrupted after step {}; saved. The same command continues: {}\n", outcome.step, command_line());
-    return outcome.signal == SIGTERM ? static_cast<int>(ExitCode::kTerminated)
-                                     : static_cast<int>(ExitCode::kInterrupted);
+    fmt::print(stderr, "graft: error: interrupted after step {}; saved. The same command{} continues: {}\n",
+               outcome.step, resume == Resume::Mode::Auto ? "" : " with --resume auto", command_line());
+    return static_cast<int>(outcome.signal == SIGTERM ? ExitCode::kTerminated : ExitCode::kInterrupted);
   }
-  fmt::print("\n{}", summary_table(outcome.evaluation, model_name(experiment.config), experiment.task->score_name()));
-  fmt::print("\nsteps {}  parameters' hash {:016x}  run directory {}\n", outcome.step, outcome.parameter_hash,
-             directory.path().string());
+  const std::string text =
+      fmt::format("\n{}\nsteps {}  parameters' hash {:016x}  run directory {}\n",
+                  summary_table(outcome.evaluation, experiment.config.model_name(), experiment.task->score_name()),
+                  outcome.step, outcome.parameter_hash, directory.path().string());
+  static_cast<void>(std::fputs(text.c_str(), stdout));  // nobody may be reading any more
   return static_cast<int>(ExitCode::kDone);
+}
+
+/// Records how the run ended; a disk that refuses must not hide the error that ended it.
+void record_end(RunDirectory& directory, ExitCode code, const std::string& message) {
+  try {
+    directory.finish(static_cast<int>(code), message);
+  } catch (const Error& error) {
+    fmt::print(stderr, "graft: warning: run.json not written: {}\n", error.what());
+  }
 }
 
 int train(const TrainArguments& arguments) {
   const RunConfig config = load_config(arguments.config, arguments.overrides);
-  const Device device = parse_device(arguments.device, config.train.precision);
   Experiment experiment(config);
   const MemoryReport memory = plan_memory_on_paper(config);
 
@@ -93,16 +100,16 @@ int train(const TrainArguments& arguments) {
     return static_cast<int>(ExitCode::kDone);
   }
   RunDirectory::check(options);
+  const Device device = parse_device(arguments.device, config.train.precision);
   std::optional<CheckpointData> checkpoint;
   if (options.resume.mode == Resume::Mode::Path) checkpoint = CheckpointDirectory::load(options.resume.path);
 
   std::unique_ptr<Session> session;
   try {
     session = std::make_unique<Session>(experiment, device, RuntimeOptions{arguments.threads}, true);
-  } catch (const EnvironmentError& error) {
-    const std::string what = error.what();
-    if (what.find("out of memory") == std::string::npos) throw;
-    throw EnvironmentError(fmt::format("{}; {}", what, out_of_memory_advice(memory)));
+    session->range()->grow(memory.activations);  // the longest step's, before there is a run
+  } catch (const OutOfMemoryError& error) {
+    throw OutOfMemoryError(fmt::format("{}; {}", error.what(), out_of_memory_advice(memory)));
   }
   const BuildInfo& build = build_info();
   options.info = {{"graft", build.version},
@@ -131,20 +138,19 @@ int train(const TrainArguments& arguments) {
       }
     }
     if (checkpoint) {
-      trainer.resume(*checkpoint);
-      CheckpointDirectory(directory.checkpoints()).discard_after(checkpoint->step);
+      trainer.resume(*checkpoint, options.resume.mode == Resume::Mode::Path);
       fmt::print("continuing after step {}\n", checkpoint->step);
     } else {
       session->initialize();
     }
     const TrainingOutcome outcome = trainer.run();
-    status = finish(experiment, directory, outcome);
+    status = finish(experiment, directory, outcome, options.resume.mode);
     directory.finish(status);
   } catch (const Error& error) {
-    directory.finish(static_cast<int>(error.exit_code()), error.what());
+    record_end(directory, error.exit_code(), error.what());
     throw;
   } catch (const std::exception& error) {
-    directory.finish(static_cast<int>(ExitCode::kEnvironment), error.what());
+    record_end(directory, ExitCode::kEnvironment, error.what());
     throw;
   }
   return status;

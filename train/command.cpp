@@ -1,7 +1,12 @@
 #include "train/command.h"
 
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
 #include <map>
 #include <utility>
+
+#include "engine/version.h"
 
 namespace graft {
 namespace {
@@ -27,6 +32,36 @@ std::vector<Command> registered_commands() {
   std::vector<Command> result;
   for (const auto& [name, command] : commands()) result.push_back(command);
   return result;
+}
+
+std::string version_text() {
+  const BuildInfo& build = build_info();
+  std::string text = fmt::format("graft {} ({}), {} {}", build.version, build.git, build.compiler, build.build_type);
+  text += *build.cuda == '\0' ? std::string(", without CUDA")
+                              : fmt::format(", CUDA {} for SM {}", build.cuda, build.architectures);
+  return text;
+}
+
+void add_version_flag(CLI::App& app) {
+  app.set_version_flag("--version", version_text, "print version, compiler and CUDA architectures, and stop");
+  for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) add_version_flag(*command);
+}
+
+void add_override_option(CLI::App& command, std::vector<std::string>& overrides, const std::string& example) {
+  command.add_option("-o,--override", overrides, fmt::format("override a key, e.g. -o {}; repeatable", example))
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false)
+      ->take_all();
+}
+
+void add_device_options(CLI::App& command, std::string& device, int& threads) {
+  command.add_option("--device", device, "cpu, cuda, cuda:<index>, or auto: a GPU if there is one")
+      ->type_name("NAME")
+      ->capture_default_str();
+  constexpr int kMostThreads = 1024;
+  command.add_option("--threads", threads, "CPU threads; 0: all")
+      ->capture_default_str()
+      ->check(CLI::Range(0, kMostThreads));
 }
 
 const std::string& command_line() { return line(); }

@@ -25,6 +25,16 @@ struct RegisterCommand {
 /// All commands, sorted by name.
 [[nodiscard]] std::vector<Command> registered_commands();
 
+/// "graft 0.1.0 (1a2b3c4), gcc 12.2 Release, CUDA 13.0 for SM 90a".
+[[nodiscard]] std::string version_text();
+/// --version for the program and every subcommand.
+void add_version_flag(CLI::App& app);
+
+/// -o KEY=VALUE, repeatable, for commands that read a configuration; `example` is one that makes sense there.
+void add_override_option(CLI::App& command, std::vector<std::string>& overrides, const std::string& example);
+/// --device and --threads, for commands that compute.
+void add_device_options(CLI::App& command, std::string& device, int& threads);
+
 /// The arguments of this process, quoted where a shell needs it; set by main, recorded with runs.
 [[nodiscard]] const std::string& command_line();
 void set_command_line(int argc, char** argv);

@@ -1,7 +1,6 @@
 #include "train/config.h"
 
 #include <fmt/format.h>
-#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include <algorithm>
@@ -79,13 +78,58 @@ std::string stem_of(const std::string& path) {
   return name;
 }
 
-bool in_identity(const Settings& settings, const std::string& path) {
+/// `falling`: whether the learning rate falls after the warm-up, so that schedule.total and schedule.final count.
+bool in_identity(const std::string& path, bool falling) {
   for (const std::string_view table : {"eval.", "checkpoint.", "dist."}) {
     if (path.starts_with(table)) return false;
   }
   if (path == "run.name" || path == "train.steps") return false;
-  const bool of_falling_schedule = path == "schedule.total" || path == "schedule.final";
-  return !(of_falling_schedule && settings.text("schedule.name") == "constant");
+  return falling || (path != "schedule.total" && path != "schedule.final");
+}
+
+bool has_falling_schedule(const Settings& settings) { return settings.text("schedule.name") != "constant"; }
+
+using ValueTexts = std::map<std::string, std::string>;  // values as TOML, by path
+
+ValueTexts identity_values(const Settings& settings) {
+  const bool falling = has_falling_schedule(settings);
+  ValueTexts values;
+  for (const auto& [path, entry] : settings.entries()) {
+    if (in_identity(path, falling)) values[path] = toml_text(entry.value);
+  }
+  return values;
+}
+
+/// Reads what canonical_text() wrote: a "[table]" or a "name = value" a line.
+ValueTexts identity_values(std::string_view text) {
+  ValueTexts values;
+  std::string table;
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    const std::string_view line = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    if (line.starts_with('[') && line.ends_with(']')) {
+      table = std::string(line.substr(1, line.size() - 2));
+    } else if (const std::size_t equals = line.find(" = "); equals != std::string_view::npos) {
+      values[fmt::format("{}.{}", table, line.substr(0, equals))] = std::string(line.substr(equals + 3));
+    }
+  }
+  const bool falling = values["schedule.name"] != "\"constant\"";
+  std::erase_if(values, [&](const auto& entry) { return entry.second.empty() || !in_identity(entry.first, falling); });
+  return values;
+}
+
+std::vector<std::string> differences(const ValueTexts& before, const ValueTexts& now) {
+  std::map<std::string, std::array<std::string, 2>> sides;
+  for (const auto& [path, value] : before) sides[path][0] = value;
+  for (const auto& [path, value] : now) sides[path][1] = value;
+  std::vector<std::string> list;
+  for (const auto& [path, values] : sides) {
+    if (values[0] == values[1]) continue;
+    list.push_back(fmt::format("{}: {}, now {}", path, values[0].empty() ? "not set" : values[0],
+                               values[1].empty() ? "not set" : values[1]));
+  }
+  return list;
 }
 
 /// Keys grouped by table. A table's own keys come before its sub-tables, since a map sorts "task" before
@@ -109,11 +153,13 @@ std::string canonical_text(const Settings& settings, const Keep& keep) {
 }  // namespace
 
 RunConfig parse_config(std::string_view text, const std::string& label, const std::vector<std::string>& overrides) {
+  const Schema schema;
+  RawConfig raw = parse_toml(text, label);
   std::vector<RawOverride> parsed;
   parsed.reserve(overrides.size());
-  for (const std::string& argument : overrides) parsed.push_back(parse_override(argument));
-  const Schema schema;
-  const RawConfig raw = parse_toml(text, label);
+  for (const std::string& argument : overrides) {
+    if (auto entry = parse_override(argument, raw.mistakes)) parsed.push_back(std::move(*entry));
+  }
   RunConfig config = structs_from(check_config(schema, raw, parsed, text, label, stem_of(label)));
   config.path = label;
   config.text = std::string(text);
@@ -129,7 +175,8 @@ std::string resolved_toml(const RunConfig& config) {
 }
 
 std::string identity_toml(const RunConfig& config) {
-  return canonical_text(config.settings, [&](const std::string& path) { return in_identity(config.settings, path); });
+  const bool falling = has_falling_schedule(config.settings);
+  return canonical_text(config.settings, [&](const std::string& path) { return in_identity(path, falling); });
 }
 
 std::string config_hash8(const RunConfig& config) {
@@ -138,21 +185,11 @@ std::string config_hash8(const RunConfig& config) {
 }
 
 std::vector<std::string> identity_differences(const RunConfig& before, const RunConfig& now) {
-  std::map<std::string, std::array<std::string, 2>> values;
-  const auto collect = [&](const Settings& settings, std::size_t side) {
-    for (const auto& [path, entry] : settings.entries()) {
-      if (in_identity(settings, path)) values[path].at(side) = toml_text(entry.value);
-    }
-  };
-  collect(before.settings, 0);
-  collect(now.settings, 1);
-  std::vector<std::string> list;
-  for (const auto& [path, sides] : values) {
-    if (sides[0] == sides[1]) continue;
-    list.push_back(fmt::format("{}: {}, now {}", path, sides[0].empty() ? "not set" : sides[0],
-                               sides[1].empty() ? "not set" : sides[1]));
-  }
-  return list;
+  return differences(identity_values(before.settings), identity_values(now.settings));
+}
+
+std::vector<std::string> identity_differences(std::string_view before, std::string_view now) {
+  return differences(identity_values(before), identity_values(now));
 }
 
 }  // namespace graft

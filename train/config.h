@@ -85,6 +85,9 @@ struct RunConfig {
   Settings settings;  // every value, those above included, with where it came from
   std::string path;   // the file as the user named it
   std::string text;   // the file as it was read, for a copy in the run's directory
+
+  /// The preset or, for blocks by hand, the pattern.
+  [[nodiscard]] const std::string& model_name() const { return model.preset.empty() ? model.pattern : model.preset; }
 };
 
 /// Reads and checks a configuration; `overrides` are -o arguments, "optimizer.lr=3e-4". Text values need no quotes
@@ -114,5 +117,7 @@ struct RunConfig {
 
 /// Where two configurations' identities differ, for messages: "optimizer.lr: 0.001, now 0.0001".
 [[nodiscard]] std::vector<std::string> identity_differences(const RunConfig& before, const RunConfig& now);
+/// The same for two texts of resolved_toml(), one of them perhaps written by a program whose keys were others.
+[[nodiscard]] std::vector<std::string> identity_differences(std::string_view before, std::string_view now);
 
 }  // namespace graft

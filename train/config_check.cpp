@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "engine/error.h"
+#include "train/run_name.h"
 #include "train/suggest.h"
 
 namespace graft {
@@ -143,9 +144,6 @@ class Checker {
   void select() {
     groups_ = schema_.chosen([&](std::string_view selector) { return selected(selector); });
     for (const Declaration& declaration : schema_.active(groups_)) active_[declaration.key->path] = declaration;
-    for (const SettingGroup* group : groups_) {
-      unused_.insert(unused_.end(), group->unused.begin(), group->unused.end());
-    }
   }
 
   /// The value as a setting of this kind: integers widen to numbers, an empty array fits every array, -o needs no
@@ -380,30 +378,13 @@ class Checker {
     settings_.erase("train.examples");
   }
 
-  static std::string run_name_from(const std::string& stem) {
-    std::string name;
-    for (const char c : stem) {
-      const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
-                         c == '-' || c == '.' || c == '+' || c == '=';
-      name += plain ? c : '_';
-    }
-    constexpr std::size_t kLongest = 100;
-    name = name.substr(0, kLongest);
-    if (name.empty() || name.front() == '.' || name.front() == '-') name = "run" + name;
-    return name;
-  }
-
   void check_run_name(SettingMistakes& found) const {
     const std::string& name = settings_.text("run.name");
-    constexpr std::size_t kLongest = 100;
-    if (name.size() > kLongest) {
-      found.add({"run.name"},
-                fmt::format("got {} bytes, expected at most {}: it names a directory", name.size(), kLongest));
-    } else if (name != run_name_from(name)) {
-      found.add({"run.name"}, fmt::format("got {}, expected letters, digits and \"_-.+=\", not beginning with \".\" or "
-                                          "\"-\": it names a directory",
-                                          quoted_text(shown(name))));
-    }
+    if (is_run_name(name)) return;
+    found.add({"run.name"},
+              name.size() > kLongestRunName
+                  ? fmt::format("got {} bytes, expected at most {}: it names a directory", name.size(), kLongestRunName)
+                  : fmt::format("got {}, expected {}", quoted_text(shown(name)), kRunNameRule));
   }
 
   void check_conditions() {
@@ -420,7 +401,7 @@ class Checker {
       }
     };
     attempt([&] { check_run_name(found); });
-    attempt([&] { check_common(settings_, unused_, found); });
+    attempt([&] { check_common(settings_, found); });
     for (const SettingGroup* group : groups_) {
       for (const SettingCheck& check : group->checks) attempt([&] { check(settings_, found); });
     }
@@ -505,7 +486,6 @@ class Checker {
   std::set<std::string> refused_;
   std::vector<const SettingGroup*> groups_;
   std::map<std::string, Declaration, std::less<>> active_;
-  std::vector<std::string> unused_;
   std::vector<KeyCandidate> candidates_;
   Settings settings_;
 };

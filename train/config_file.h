@@ -2,6 +2,7 @@
 // From bytes to a tree of named values with positions. Knows TOML, not what the keys mean.
 
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -55,8 +56,9 @@ struct RawOverride {
   bool readable = true;  // false: `bare` is no TOML value
 };
 
-/// Throws ConfigError if there is no "=", no key, or the key is not dotted bare names.
-[[nodiscard]] RawOverride parse_override(const std::string& argument);
+/// Nothing, and one more mistake, if there is no "=", no key, or the key is not dotted bare names.
+[[nodiscard]] std::optional<RawOverride> parse_override(const std::string& argument,
+                                                        std::vector<ConfigMistake>& mistakes);
 
 /// Position of the first byte that is not part of a UTF-8 character, or npos.
 [[nodiscard]] std::size_t first_bad_utf8(std::string_view text);

@@ -23,7 +23,9 @@ std::vector<SettingKey> common_keys() {
           .with_default(0)
           .between(0, kMostSeed)
           .elsewhere_called({"random_seed"}),
-      SettingKey::boolean("run.deterministic", "only kernels whose results do not differ from run to run")
+      SettingKey::boolean(
+          "run.deterministic",
+          "results are the same bits run after run; always true, since every kernel of graft is deterministic")
           .with_default(true),
 
       SettingKey::text("task.name", "the task to learn; its parameters are keys of [task]").required(),
@@ -265,22 +267,9 @@ std::vector<KeyCandidate> Schema::candidates(const std::vector<Declaration>& act
   return list;
 }
 
-void check_common(const Settings& settings, const std::vector<std::string>& unused, SettingMistakes& mistakes) {
-  const auto used = [&](std::string_view key) { return std::find(unused.begin(), unused.end(), key) == unused.end(); };
-
-  const std::int64_t width = settings.integer("model.width");
-  const std::int64_t heads = settings.integer("model.heads");
-  const bool attention =
-      settings.has("model.pattern") ? settings.text("model.pattern").find('A') != std::string::npos : true;
-  if (attention && used("model.heads") && width % heads != 0) {
-    std::int64_t below = heads;
-    while (width % below != 0) --below;
-    std::int64_t above = heads;
-    while (above < width && width % above != 0) ++above;
-    const std::string near =
-        above > heads && width % above == 0 ? fmt::format("{}, {}", below, above) : fmt::format("{}", below);
-    mistakes.add({"model.heads", "model.width"},
-                 fmt::format("{} does not divide model.width = {}; nearest that do: {}", heads, width, near));
+void check_common(const Settings& settings, SettingMistakes& mistakes) {
+  if (!settings.boolean("run.deterministic")) {
+    mistakes.add({"run.deterministic"}, "got false; graft has no non-deterministic kernels, leave it true");
   }
 
   const std::string& optimizer = settings.text("optimizer.name");

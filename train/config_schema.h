@@ -54,9 +54,9 @@ class Schema {
   std::vector<std::string> tables_;
 };
 
-/// Conditions between common keys: heads divide the width, evaluation prompts fill batches, ...
-/// Keys in `unused` have no effect in this configuration; conditions on them are skipped.
-void check_common(const Settings& settings, const std::vector<std::string>& unused, SettingMistakes& mistakes);
+/// Conditions between common keys: a warm-up ends before the schedule, evaluation prompts fill batches, ... Those of
+/// tasks and models are registered where these are.
+void check_common(const Settings& settings, SettingMistakes& mistakes);
 
 /// What a person wants to know of a key: meaning, type, range, default, unit, who it belongs to.
 [[nodiscard]] std::string explain_key(const Schema& schema, std::string_view path);

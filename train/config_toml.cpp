@@ -393,33 +393,36 @@ RawConfig parse_toml(std::string_view text, const std::string& label) {
   }
 }
 
-RawOverride parse_override(const std::string& argument) {
-  const auto refuse = [&](std::string_view why) { throw ConfigError(fmt::format("-o {}: {}", shown(argument), why)); };
+std::optional<RawOverride> parse_override(const std::string& argument, std::vector<ConfigMistake>& mistakes) {
+  SettingOrigin origin;
+  origin.source = SettingOrigin::Source::Override;
+  origin.argument = shown(argument);
+  const auto refuse = [&](std::string message) {
+    mistakes.push_back({origin, "", std::move(message)});
+    return std::nullopt;
+  };
   const std::size_t equals = argument.find('=');
-  if (equals == std::string::npos) refuse("got no \"=\", expected table.key=value");
-  if (argument.size() > kLargestConfig) refuse("longer than a configuration file may be");
+  if (equals == std::string::npos) return refuse("got no \"=\", expected table.key=value");
+  if (argument.size() > kLargestConfig) return refuse("longer than a configuration file may be");
   if (argument.find_first_of(std::string_view("\0\n\r", 3)) != std::string::npos) {
-    refuse("got a line break, expected one line");
+    return refuse("got a line break, expected one line");
   }
-  if (first_bad_utf8(argument) != std::string_view::npos) refuse("got bytes that are not UTF-8");
+  if (first_bad_utf8(argument) != std::string_view::npos) return refuse("got bytes that are not UTF-8");
 
   RawOverride result;
   result.path = std::string(trimmed(std::string_view(argument).substr(0, equals)));
   result.bare = std::string(trimmed(std::string_view(argument).substr(equals + 1)));
-  if (result.path.empty()) refuse("got no key before \"=\", expected table.key=value");
+  if (result.path.empty()) return refuse("got no key before \"=\", expected table.key=value");
   std::string_view rest = result.path;
   for (int parts = 1;; ++parts) {
     const std::size_t dot = std::min(rest.find('.'), rest.size());
     if (!is_bare(rest.substr(0, dot)) || parts > kMostParts) {
-      refuse("expected a key of letters, digits and \"_\", its parts joined by dots");
+      return refuse("expected a key of letters, digits and \"_\", its parts joined by dots");
     }
     if (dot == rest.size()) break;
     rest.remove_prefix(dot + 1);
   }
 
-  SettingOrigin origin;
-  origin.source = SettingOrigin::Source::Override;
-  origin.argument = shown(argument);
   const std::string line = "value = " + result.bare;
   // A "#" would start a comment and silently cut the value.
   const bool comment = result.bare.find('#') != std::string::npos && result.bare.find_first_of("\"'[{") != 0;

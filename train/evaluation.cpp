@@ -12,6 +12,7 @@
 #include "engine/require.h"
 #include "engine/stream.h"
 #include "tasks/baselines.h"
+#include "train/file_io.h"
 #include "train/json_lines.h"
 
 namespace graft {
@@ -34,7 +35,7 @@ std::vector<double> download(const Context& ctx, const Tensor& tensor, std::stri
 }
 
 std::vector<std::string> baseline_selection(const Session& session, const Task& task) {
-  const std::vector<std::string>& wanted = const_cast<Session&>(session).experiment().config.eval.baselines;
+  const std::vector<std::string>& wanted = session.experiment().config.eval.baselines;
   if (wanted == std::vector<std::string>{"all"}) return task.baselines();
   for (const std::string& name : wanted) static_cast<void>(find_baseline(name));
   return wanted;
@@ -60,8 +61,10 @@ nlohmann::ordered_json EvaluationResult::json() const {
   line["step"] = step;
   line["suite"] = suite;
   line["prompts"] = prompts;
-  line["summary"] = {
-      {"mean_from_second", summary.mean_from_second}, {"mean_all", summary.mean_all}, {"last", summary.last}};
+  line["summary"] = {{"mean_from_second", summary.mean_from_second},
+                     {"mean_all", summary.mean_all},
+                     {"last", summary.last},
+                     {"pooled", summary.pooled}};
   line["positions"] = positions.mean;
   line["standard_deviation"] = positions.standard_deviation;
   line["lower"] = positions.lower;
@@ -71,8 +74,8 @@ nlohmann::ordered_json EvaluationResult::json() const {
   return with_finite_numbers(line);
 }
 
-Evaluator::Evaluator(Session& session, std::filesystem::path cache)
-    : session_(session), cache_(std::move(cache)), state_(session.ctx(), "evaluation state") {
+Evaluator::Evaluator(Session& session, std::filesystem::path cache, CacheUse cache_use)
+    : session_(session), cache_(std::move(cache)), cache_use_(cache_use), state_(session.ctx(), "evaluation state") {
   const Experiment& experiment = session_.experiment();
   const Context& ctx = session_.ctx();
   const std::int64_t prompts = experiment.config.eval.prompts;
@@ -175,18 +178,20 @@ BaselineScores Evaluator::load_or_compute_baselines() {
   }
   BaselineScores scores;
   for (const std::string& name : baseline_selection(session_, task)) {
-    const std::vector<double> predictions = predict(find_baseline(name), xs, ys, prompts, points, dim);
+    const std::vector<double> predictions =
+        predict(find_baseline(name), xs, ys, prompts, points, dim, session_.threads());
     std::vector<double> means(static_cast<std::size_t>(points), 0.0);
     for (std::size_t i = 0; i < predictions.size(); ++i) {
       means[i % means.size()] += task.score(predictions[i], static_cast<double>(ys[i])) / static_cast<double>(prompts);
     }
     scores[name] = std::move(means);
   }
-  if (!cache_.empty()) {
-    nlohmann::json saved = {{"key", cache_key()}, {"positions", scores}};
-    std::ofstream file(cache_);
-    file << with_finite_numbers(saved).dump() << '\n';
-    if (!file) throw EnvironmentError(fmt::format("{}: cannot be written", cache_.string()));
+  if (!cache_.empty() && cache_use_ == CacheUse::ReadWrite) {
+    try {
+      const nlohmann::json saved = {{"key", cache_key()}, {"positions", scores}};
+      replace_text_file(cache_, with_finite_numbers(saved).dump() + "\n");
+    } catch (const EnvironmentError&) {  // a cache that cannot be written is computed again next time
+    }
   }
   return scores;
 }

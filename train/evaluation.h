@@ -34,8 +34,9 @@ struct EvaluationResult {
 /// replay a captured graph; both give the same bits.
 class Evaluator {
  public:
+  enum class CacheUse : std::uint8_t { ReadWrite, ReadOnly };
   /// `cache` is a file that keeps the baselines' scores between processes; empty: none.
-  Evaluator(Session& session, std::filesystem::path cache);
+  Evaluator(Session& session, std::filesystem::path cache, CacheUse cache_use = CacheUse::ReadWrite);
 
   [[nodiscard]] EvaluationResult run(std::int64_t step);
 
@@ -44,6 +45,7 @@ class Evaluator {
   [[nodiscard]] std::string cache_key() const;
   Session& session_;
   std::filesystem::path cache_;
+  CacheUse cache_use_;
   Session::State state_;
   EvalBuffers buffers_;
   std::unique_ptr<StepGraph> graph_;

@@ -13,19 +13,10 @@
 #include <vector>
 
 #include "engine/error.h"
-#include "engine/version.h"
 #include "train/command.h"
 #include "train/suggest.h"
 
 namespace {
-
-std::string version_text() {
-  const graft::BuildInfo& build = graft::build_info();
-  std::string text = fmt::format("graft {} ({}), {} {}", build.version, build.git, build.compiler, build.build_type);
-  text += *build.cuda == '\0' ? std::string(", without CUDA")
-                              : fmt::format(", CUDA {} for SM {}", build.cuda, build.architectures);
-  return text;
-}
 
 /// All but the last line of a message come before it, so that the output ends with "graft: error: ...".
 int report(std::string_view message, graft::ExitCode code) {
@@ -45,11 +36,11 @@ int main(int argc, char** argv) {
   graft::set_command_line(argc, argv);
   CLI::App app{"graft trains and studies small sequence models on in-context learning and retrieval tasks"};
   app.name("graft");
-  app.set_version_flag("--version", version_text);
   app.require_subcommand(1);
   app.footer("Start with:  graft train configs/quickstart.toml\nHelp on a command:  graft train --help");
   std::function<int()> action;
   for (const graft::Command& command : graft::registered_commands()) command.add(app, action);
+  graft::add_version_flag(app);
 
   if (argc > 1 && argv[1][0] != '-') {  // CLI11 would only say that a command is missing
     std::vector<std::string> names;

@@ -85,8 +85,7 @@ void Progress::print(std::int64_t step, double loss) {
   std::string text = fmt::format("step {}/{}  loss {:.4g}", step, total_, loss);
   if (rate_ > 0) text += fmt::format("  {:.4g} steps/s  ETA {}", rate_, duration_text(left));
   if (!terminal_) {
-    fmt::print(out_, "{}\n", text);
-    std::fflush(out_);
+    write(text + "\n");
     return;
   }
   constexpr int kBar = 24;
@@ -95,21 +94,24 @@ void Progress::print(std::int64_t step, double loss) {
                      std::string(static_cast<std::size_t>(kBar - filled), ' '), text);
   const auto width = static_cast<std::size_t>(std::max(20, columns_of(out_) - 1));
   if (text.size() > width) text.resize(width);
-  fmt::print(out_, "\r{}\x1b[K", text);
-  std::fflush(out_);
+  write("\r" + text + "\x1b[K");
   line_open_ = true;
 }
 
+void Progress::write(const std::string& text) {
+  // Nobody may be reading any more; that is no reason to stop.
+  static_cast<void>(std::fputs(text.c_str(), out_));
+  static_cast<void>(std::fflush(out_));
+}
+
 void Progress::say(const std::string& line) {
-  fmt::print(out_, "{}{}\n", line_open_ ? "\r\x1b[K" : "", line);
-  std::fflush(out_);
+  write((line_open_ ? "\r\x1b[K" : "") + line + "\n");
   line_open_ = false;
 }
 
 void Progress::finish() {
   if (line_open_) {
-    std::fputc('\n', out_);
-    std::fflush(out_);
+    write("\n");
   }
   line_open_ = false;
 }

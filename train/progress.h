@@ -29,6 +29,7 @@ class Progress {
  private:
   using Clock = std::chrono::steady_clock;
   void print(std::int64_t step, double loss);
+  void write(const std::string& text);
   std::FILE* out_;
   bool terminal_;
   std::int64_t total_;

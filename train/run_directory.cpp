@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
@@ -17,8 +16,11 @@
 
 #include "engine/error.h"
 #include "engine/require.h"
+#include "engine/settings.h"
+#include "train/config.h"
 #include "train/file_io.h"
 #include "train/json_lines.h"
+#include "train/run_name.h"
 
 namespace graft {
 namespace {
@@ -30,6 +32,7 @@ constexpr std::uint64_t kMaxRecord = 1U << 28U;
 constexpr const char* kRecord = "run.json";
 constexpr const char* kLock = ".lock";
 constexpr std::size_t kShownDigits = 8;
+constexpr std::size_t kShownDifferences = 3;
 // What distinguishes the processes of a run from each other; the rest of run.json is about the run.
 constexpr std::array<const char*, 3> kOfTheRun = {"name", "config_hash", "earlier"};
 
@@ -58,6 +61,19 @@ bool is_unused(const fs::path& directory) {
   });
 }
 
+/// The first keys in which the run in `directory` differs from this one, a line each; empty if that cannot be told.
+std::string differences(const RunOptions& options, const fs::path& directory) {
+  const fs::path file = directory / "resolved.toml";
+  if (!fs::exists(file)) return {};
+  const std::vector<std::string> list =
+      identity_differences(std::string_view(read_text_file(file, kMaxRecord)), options.resolved_text);
+  if (list.empty()) return {};
+  std::string text = fmt::format("run: the configuration in {} differs from this one:\n", directory.string());
+  for (std::size_t i = 0; i < std::min(list.size(), kShownDifferences); ++i) text += fmt::format("  {}\n", list[i]);
+  if (list.size() > kShownDifferences) text += fmt::format("  ... and {} more\n", list.size() - kShownDifferences);
+  return text;
+}
+
 /// run.json of the run in `directory`; none if there is no run yet. Reads only.
 std::optional<json> find_run(const RunOptions& options, const fs::path& directory) {
   const std::string shown = directory.string();
@@ -73,9 +89,9 @@ std::optional<json> find_run(const RunOptions& options, const fs::path& director
   if (!hash.is_string()) throw DataError(fmt::format("run: {} is damaged", (directory / kRecord).string()));
   if (hash != options.config_hash) {
     throw ConfigError(
-        fmt::format("run: {} holds a run of another configuration: its hash is {}, this one's {}; "
+        fmt::format("{}run: {} holds a run of another configuration: its hash is {}, this one's {}; "
                     "choose another --run-dir or the configuration it was started with",
-                    shown, hash.get<std::string>(), options.config_hash));
+                    differences(options, directory), shown, hash.get<std::string>(), options.config_hash));
   }
   if (options.resume.mode == Resume::Mode::Never) {
     throw ConfigError(
@@ -109,13 +125,8 @@ fs::path RunDirectory::locate(const RunOptions& options) {
   require(options.config_hash.size() >= kShownDigits, "run: the hash '{}', expected at least {} digits",
           options.config_hash, kShownDigits);
   if (!options.directory.empty()) return options.directory;
-  const bool plain = !options.name.empty() && options.name.front() != '.' && options.name.size() <= 200 &&
-                     std::all_of(options.name.begin(), options.name.end(), [](unsigned char c) {
-                       return std::isalnum(c) != 0 || c == '_' || c == '-' || c == '.';
-                     });
-  if (!plain) {
-    throw ConfigError(fmt::format("run.name is '{}', expected letters, digits, '_', '-' and '.', not starting with '.'",
-                                  options.name));
+  if (!is_run_name(options.name)) {
+    throw ConfigError(fmt::format("run.name is {}, expected {}", quoted_text(options.name), kRunNameRule));
   }
   return options.root / fmt::format("{}-{}", options.name, options.config_hash.substr(0, kShownDigits));
 }

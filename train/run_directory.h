@@ -46,9 +46,9 @@ struct RunOptions {
 class RunDirectory {
  public:
   /// Opens or creates it. Nothing is touched, not even created, unless all is in order. Throws ConfigError if the
-  /// directory holds a run of another configuration (naming both hashes), any run where `resume` is Never, or
-  /// something that is no run; DataError if its run.json is damaged or the checkpoint to resume does not exist;
-  /// EnvironmentError if another process has the lock or the file system refuses.
+  /// directory holds a run of another configuration (naming both hashes and the first keys that differ), any run where
+  /// `resume` is Never, or something that is no run; DataError if its run.json is damaged or the checkpoint to resume
+  /// does not exist; EnvironmentError if another process has the lock or the file system refuses.
   explicit RunDirectory(const RunOptions& options);
   ~RunDirectory();
   RunDirectory(const RunDirectory&) = delete;

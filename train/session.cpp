@@ -1,6 +1,8 @@
 #include "train/session.h"
 
+#include <charconv>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "engine/require.h"
@@ -66,7 +68,7 @@ StepState Session::State::read(const Context& ctx) const {
 }
 
 Session::Session(Experiment& experiment, Device device, const RuntimeOptions& options, bool training)
-    : experiment_(experiment) {
+    : experiment_(experiment), threads_(options.threads) {
   const Precision precision = experiment.config.train.precision;
   require(precision != Precision::Fp64 || device.backend == Backend::Cpu,
           "train.precision = \"fp64\" runs on the CPU only; use --device cpu, or tf32 or bf16 on a GPU");
@@ -152,8 +154,10 @@ Device parse_device(std::string_view text, Precision precision) {
     return {gpu ? Backend::Cuda : Backend::Cpu, 0};
   }
   if (text == "cuda") return {Backend::Cuda, 0};
-  if (text.starts_with("cuda:") && text.size() == 6 && text[5] >= '0' && text[5] <= '9') {
-    return {Backend::Cuda, text[5] - '0'};
+  if (text.starts_with("cuda:")) {
+    int index = -1;
+    const auto [end, problem] = std::from_chars(text.data() + 5, text.data() + text.size(), index);
+    if (problem == std::errc() && end == text.data() + text.size() && index >= 0) return {Backend::Cuda, index};
   }
   throw ArgumentError(fmt::format("--device: \"{}\", expected cpu, cuda, cuda:<index> or auto", text));
 }

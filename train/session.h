@@ -24,6 +24,7 @@ class Session {
   [[nodiscard]] Runtime& runtime() { return *runtime_; }
   [[nodiscard]] const std::shared_ptr<AddressRange>& range() const { return range_; }
   [[nodiscard]] Experiment& experiment() { return experiment_; }
+  [[nodiscard]] const Experiment& experiment() const { return experiment_; }
 
   /// Step state in device memory; one for training, more for evaluations.
   class State {
@@ -45,11 +46,12 @@ class Session {
   /// The state of the run on the host; `extra` is merged into state.json.
   [[nodiscard]] CheckpointData snapshot(const nlohmann::json& extra) const;
 
-  /// Bytes of the device that this session uses: run memory is not counted, the step's range is.
-  [[nodiscard]] std::size_t step_bytes() const { return range_->mapped(); }
+  /// Worker threads as asked for; 0: all.
+  [[nodiscard]] int threads() const { return threads_; }
 
  private:
   Experiment& experiment_;
+  int threads_;
   std::unique_ptr<Runtime> runtime_;
   std::unique_ptr<Stream> stream_;
   std::shared_ptr<AddressRange> range_;

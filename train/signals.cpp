@@ -3,16 +3,23 @@
 #include <unistd.h>
 
 #include <array>
+#include <string_view>
 
 namespace graft {
 namespace {
 
 volatile std::sig_atomic_t received_signal = 0;
 std::array<struct sigaction, 2> previous_actions;
+struct sigaction previous_pipe_action;
 constexpr std::array<int, 2> kSignals = {SIGINT, SIGTERM};
 
 void on_signal(int signal) {
-  if (signal == SIGINT && received_signal != 0) _exit(128 + SIGINT);
+  if (signal == SIGINT && received_signal != 0) {
+    constexpr std::string_view kText =
+        "\ngraft: error: stopped at once, without saving; the last checkpoint is intact\n";
+    static_cast<void>(!write(STDERR_FILENO, kText.data(), kText.size()));
+    _exit(128 + SIGINT);
+  }
   received_signal = signal;
 }
 
@@ -22,12 +29,18 @@ SignalGuard::SignalGuard() {
   received_signal = 0;
   struct sigaction action = {};
   action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;  // a write that is under way goes on
   sigemptyset(&action.sa_mask);
   for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &previous_actions[i]);
+  // Whoever read the progress may leave; the run goes on.
+  struct sigaction ignore = {};
+  ignore.sa_handler = SIG_IGN;
+  sigaction(SIGPIPE, &ignore, &previous_pipe_action);
 }
 
 SignalGuard::~SignalGuard() {
   for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_actions[i], nullptr);
+  sigaction(SIGPIPE, &previous_pipe_action, nullptr);
 }
 
 int SignalGuard::received() { return received_signal; }

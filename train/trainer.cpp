@@ -42,7 +42,15 @@ Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out)
             {RandomDomain::Train, experiment.config.train.batch, 0, false}};
 }
 
-void Trainer::resume(const CheckpointData& checkpoint) {
+void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
+  const std::string hash = config_hash8(session_.experiment().config);
+  const std::string saved_hash = checkpoint.state.value("config_hash", std::string());
+  if (saved_hash != hash) {
+    throw ConfigError(
+        fmt::format("resume: the checkpoint of step {} belongs to a configuration with hash {}, this one's is {}",
+                    checkpoint.step, saved_hash, hash));
+  }
+  branched_ = branched;
   session_.restore(checkpoint, true);
   first_step_ = checkpoint.step;
   last_saved_ = checkpoint.step;
@@ -117,8 +125,8 @@ void Trainer::log_row(const MetricsRow& row) {
   line["skipped"] = static_cast<std::int64_t>(row.skipped);
   line["points"] = parts_.task->points_at(at);
   line["dims"] = parts_.task->dims_at(at);
-  line["steps_per_s"] = progress_->steps_per_second();
-  metrics_file_->append(with_finite_numbers(line));
+  line["steps_per_s"] = steps_per_second(step);
+  append(*metrics_file_, metrics_waiting_, with_finite_numbers(line));
 }
 
 void Trainer::collect(bool drain) {
@@ -132,7 +140,8 @@ void Trainer::collect(bool drain) {
 
 void Trainer::evaluate(std::int64_t step) {
   last_evaluation_ = evaluator_.run(step);
-  if (step != last_evaluated_) eval_file_->append(last_evaluation_.json());  // a finished run that is run again
+  // a finished run that is run again has its line already
+  if (step != last_evaluated_) append(*eval_file_, eval_waiting_, last_evaluation_.json());
   last_evaluated_ = step;
   const ScoreSummary& summary = last_evaluation_.summary;
   std::string line = fmt::format("eval at step {}: {} mean {:.4g}, last position {:.4g}", step,
@@ -143,11 +152,25 @@ void Trainer::evaluate(std::int64_t step) {
   progress_->say(line);
 }
 
-void Trainer::save(std::int64_t step) {
-  if (step == last_saved_) return;
+double Trainer::steps_per_second(std::int64_t step) const {
+  if (progress_->steps_per_second() > 0) return progress_->steps_per_second();
+  const double elapsed = std::chrono::duration<double>(Clock::now() - started_).count();
+  return elapsed > 0 ? static_cast<double>(step - first_step_) / elapsed : 0;
+}
+
+void Trainer::append(JsonLines& file, std::deque<nlohmann::ordered_json>& waiting, nlohmann::ordered_json line) {
+  const bool delayed = !waiting.empty();
+  waiting.push_back(std::move(line));
+  try {
+    for (; !waiting.empty(); waiting.pop_front()) file.append(waiting.front());
+  } catch (const EnvironmentError& error) {
+    if (!delayed) progress_->say(fmt::format("graft: warning: {}; training goes on, the line is kept", error.what()));
+  }
+}
+
+bool Trainer::save(std::int64_t step) {
+  if (step == last_saved_) return true;
   const RunConfig& config = session_.experiment().config;
-  metrics_file_->sync();
-  eval_file_->sync();
   nlohmann::json rows = nlohmann::json::array();
   for (const MetricsRow& row : interval_) {
     rows.push_back({row.step, row.loss, row.gradient_norm, row.learning_rate, row.skipped});
@@ -160,13 +183,27 @@ void Trainer::save(std::int64_t step) {
                                 {"eval_bytes", eval_file_->bytes()},
                                 {"interval", with_finite_numbers(rows)}};
   try {
+    // What the checkpoint says was logged must be on the disk.
+    for (; !metrics_waiting_.empty(); metrics_waiting_.pop_front()) metrics_file_->append(metrics_waiting_.front());
+    for (; !eval_waiting_.empty(); eval_waiting_.pop_front()) eval_file_->append(eval_waiting_.front());
+    metrics_file_->sync();
+    eval_file_->sync();
     checkpoints_.save(session_.snapshot(extra));
-    last_saved_ = step;
-    checkpoints_.prune({static_cast<int>(config.checkpoint.keep), config.checkpoint.keep_every});
   } catch (const EnvironmentError& error) {
     // A disk that is full must not end a run: the last good checkpoint stays, and the next save tries again.
-    progress_->say(fmt::format("graft: warning: checkpoint of step {} not saved: {}", step, error.what()));
+    save_problem_ = error.what();
+    progress_->say(fmt::format("graft: warning: checkpoint of step {} not saved: {}", step, save_problem_));
+    return false;
   }
+  last_saved_ = step;
+  try {
+    // The steps that a run gave up by going back to an earlier checkpoint go when the first new one is safe.
+    if (std::exchange(branched_, false)) checkpoints_.discard_after(step);
+    checkpoints_.prune({static_cast<int>(config.checkpoint.keep), config.checkpoint.keep_every});
+  } catch (const EnvironmentError& error) {
+    progress_->say(fmt::format("graft: warning: an old checkpoint could not be removed: {}", error.what()));
+  }
+  return true;
 }
 
 TrainingOutcome Trainer::run() {
@@ -177,6 +214,7 @@ TrainingOutcome Trainer::run() {
   eval_file_ = std::make_unique<JsonLines>(directory_.evaluations());
   progress_ = std::make_unique<Progress>(out_, first_step_, config.train.steps);
   const SignalGuard signals;
+  started_ = Clock::now();
 
   const auto due = [](std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; };
   Clock::time_point polled = Clock::now();
@@ -208,7 +246,11 @@ TrainingOutcome Trainer::run() {
   outcome.step = step;
   outcome.signal = step < config.train.steps ? SignalGuard::received() : 0;
   if (outcome.signal == 0 && !evaluated) evaluate(step);
-  save(step);
+  if (!save(step)) {
+    throw EnvironmentError(
+        fmt::format("step {} is not saved: {}; make room and run the same command to continue from step {}", step,
+                    save_problem_, std::max<std::int64_t>(last_saved_, 0)));
+  }
   outcome.evaluation = last_evaluation_;
   outcome.parameter_hash = session_.experiment().params.hash(session_.ctx());
   progress_->finish();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <deque>
@@ -33,8 +34,9 @@ class Trainer {
  public:
   Trainer(Session& session, RunDirectory& directory, std::FILE* out);
 
-  /// Continues from a checkpoint.
-  void resume(const CheckpointData& checkpoint);
+  /// Continues from a checkpoint. Throws ConfigError if it belongs to another configuration. `branched`: the run may
+  /// hold later ones, which are given up once the first new one is saved.
+  void resume(const CheckpointData& checkpoint, bool branched = false);
   [[nodiscard]] TrainingOutcome run();
 
  private:
@@ -42,7 +44,11 @@ class Trainer {
   void collect(bool drain);
   void log_row(const MetricsRow& row);
   void evaluate(std::int64_t step);
-  void save(std::int64_t step);
+  /// Whether the checkpoint was written. If not, the last good one stays and a warning is printed.
+  bool save(std::int64_t step);
+  /// Appends a line and those that an earlier failure left; a full disk only delays them.
+  void append(JsonLines& file, std::deque<nlohmann::ordered_json>& waiting, nlohmann::ordered_json line);
+  [[nodiscard]] double steps_per_second(std::int64_t step) const;
   [[nodiscard]] double tokens_until(std::int64_t step) const;
 
   Session& session_;
@@ -56,6 +62,9 @@ class Trainer {
   std::int64_t graph_points_ = 0;
   std::unique_ptr<JsonLines> metrics_file_;
   std::unique_ptr<JsonLines> eval_file_;
+  std::deque<nlohmann::ordered_json> metrics_waiting_, eval_waiting_;
+  std::string save_problem_;  // why the last save failed
+  std::chrono::steady_clock::time_point started_;
   std::unique_ptr<Progress> progress_;
   std::vector<MetricsRow> interval_;  // rows since the last line of metrics.jsonl
   double last_loss_ = 0;
@@ -63,6 +72,7 @@ class Trainer {
   std::int64_t first_step_ = 0;
   std::int64_t last_saved_ = -1;
   std::int64_t last_evaluated_ = -1;
+  bool branched_ = false;
   EvaluationResult last_evaluation_;
 };
 

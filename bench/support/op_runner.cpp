@@ -4,12 +4,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/support/bench.h"
+#include "bench/support/name_filter.h"
+#include "bench/support/op_report.h"
 #include "bench/support/timer.h"
 #include "engine/error.h"
 #include "engine/step_graph.h"
@@ -98,45 +102,59 @@ int run_op_benchmarks(const OpRunOptions& options) {
   std::vector<OpBenchmark>& all = registry();
   std::sort(all.begin(), all.end(), [](const OpBenchmark& a, const OpBenchmark& b) { return a.name < b.name; });
 
-  std::map<Precision, std::unique_ptr<Bed>> beds;
+  struct Selected {
+    const OpBenchmark* op;
+    Precision precision;
+    std::string name;
+  };
+  std::vector<Selected> selected;
+  const NameFilter filter("bench ops", options.filter);
+  std::size_t width = 0;
   for (const OpBenchmark& op : all) {
     for (const Precision precision : op.precisions) {
       if (!options.precision.empty() && options.precision != name_of(precision)) continue;
       if (device.backend == Backend::Cuda && precision == Precision::Fp64) continue;
-      benchmark::RegisterBenchmark(fmt::format("{}/{}", op.name, name_of(precision)).c_str(),
-                                   [&op, precision, &beds, &options, device](benchmark::State& state) {
-                                     std::unique_ptr<Bed>& bed = beds[precision];
-                                     if (bed == nullptr) bed = make_bed(device, precision, options.threads);
-                                     run_one(state, op, *bed, options.warm);
-                                   })
-          ->UseManualTime()
-          ->Iterations(1)
-          ->Unit(benchmark::kMicrosecond);
+      std::string name = fmt::format("{}/{}", op.name, name_of(precision));
+      if (!filter(name)) continue;
+      width = std::max(width, name.size());
+      selected.push_back({&op, precision, std::move(name)});
     }
   }
-  std::vector<std::string> arguments = {"graft bench ops", "--benchmark_counters_tabular=true"};
-  if (!options.filter.empty()) arguments.push_back("--benchmark_filter=" + options.filter);
-  if (!options.json.empty()) {
-    arguments.push_back("--benchmark_out=" + options.json);
-    arguments.emplace_back("--benchmark_out_format=json");
-  }
-  if (options.list) arguments.emplace_back("--benchmark_list_tests=true");
-  std::vector<char*> pointers;
-  pointers.reserve(arguments.size());
-  for (std::string& argument : arguments) pointers.push_back(argument.data());
-  int count = static_cast<int>(pointers.size());
-  benchmark::Initialize(&count, pointers.data());
-  if (!options.list) {
-    const std::string name = open_runtime(device, {options.threads})->device_name();
-    benchmark::AddCustomContext("device", name);
-    fmt::print("{}: captured replays, {}; Time is the median of {} batches\n", name,
-               options.warm ? "caches warm" : "L2 cold (inputs rotate)", kBatches);
-  }
-  if (benchmark::RunSpecifiedBenchmarks() == 0) {
+  if (selected.empty()) {
     throw ArgumentError(
-        fmt::format("bench ops: no benchmark matches \"{}\"; graft bench ops --list names them", options.filter));
+        fmt::format("bench ops: no benchmark matches --filter \"{}\"{}; graft bench ops --list names them",
+                    options.filter, options.precision.empty() ? "" : " and --precision " + options.precision));
   }
+  if (options.list) {
+    for (const Selected& item : selected) fmt::print("{}\n", item.name);
+    return static_cast<int>(ExitCode::kDone);
+  }
+
+  OpReport report(width, options.json);
+  std::map<Precision, std::unique_ptr<Bed>> beds;
+  for (const Selected& item : selected) {
+    benchmark::RegisterBenchmark(item.name.c_str(),
+                                 [&item, &beds, &options, device](benchmark::State& state) {
+                                   std::unique_ptr<Bed>& bed = beds[item.precision];
+                                   if (bed == nullptr) bed = make_bed(device, item.precision, options.threads);
+                                   run_one(state, *item.op, *bed, options.warm);
+                                 })
+        ->UseManualTime()
+        ->Iterations(1)
+        ->Unit(benchmark::kMicrosecond);
+  }
+  std::string program = "graft bench ops";
+  char* arguments[] = {program.data(), nullptr};
+  int count = 1;
+  benchmark::Initialize(&count, arguments);
+  const std::string name = open_runtime(device, {options.threads})->device_name();
+  benchmark::AddCustomContext("device", name);
+  fmt::print("{}: captured replays, {}; Time is the median of {} batches\n", name,
+             options.warm ? "caches warm" : "L2 cold (inputs rotate)", kBatches);
+  std::fflush(stdout);  // the table goes through std::cout
+  benchmark::RunSpecifiedBenchmarks(&report, "all");
   benchmark::Shutdown();
+  report.close();
   return static_cast<int>(ExitCode::kDone);
 }
 

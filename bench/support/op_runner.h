@@ -16,7 +16,7 @@ struct OpRunOptions {
 };
 
 /// Times the registered ops as captured replays and prints shape, median, spread, GB/s and TFLOP/s with their share of
-/// the device's measured ceilings. Google Benchmark is the harness: its filter, its JSON.
+/// the device's measured ceilings. Google Benchmark is the harness, its JSON is what --json writes.
 int run_op_benchmarks(const OpRunOptions& options);
 
 }  // namespace graft::bench

@@ -66,4 +66,14 @@ Ceilings measure_ceilings(const Context& ctx) {
   return ceilings;
 }
 
+Ceilings measure_ceilings(const Context& ctx, Runtime& runtime) {
+  Context alone;
+  alone.backend = ctx.backend;
+  alone.stream = ctx.stream;
+  alone.run_memory = runtime.make_pool();
+  alone.memory = alone.run_memory;
+  alone.precision = ctx.precision;
+  return measure_ceilings(alone);
+}
+
 }  // namespace graft::bench

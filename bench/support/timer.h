@@ -32,5 +32,7 @@ struct Ceilings {
   double flops_per_second = 0;
 };
 [[nodiscard]] Ceilings measure_ceilings(const Context& ctx);
+/// The same on another context's device and stream, in memory that is given back afterwards.
+[[nodiscard]] Ceilings measure_ceilings(const Context& ctx, Runtime& runtime);
 
 }  // namespace graft::bench

@@ -242,16 +242,46 @@ TEST_CASE("command line: every command explains itself on a screen, with an exam
     CHECK(help.code == 0);
     CHECK(help.err.empty());
     CHECK(std::count(help.out.begin(), help.out.end(), '\n') < 50);
-    if (std::string(command) != "config") CHECK(help.out.find("Example:") != std::string::npos);
+    CHECK(help.out.find(fmt::format("Example:  graft {} ", command)) != std::string::npos);
+    CHECK(help.out.find("Start with:") == std::string::npos);  // the footer of graft itself
+    const Result version = place.graft({command, "--version"});
+    CHECK(version.code == 0);
+    CHECK(version.out.starts_with("graft "));
   }
   for (const char* command : {"check", "explain", "schema"}) {
     const Result help = place.graft({"config", command, "--help"});
     CHECK(help.code == 0);
-    CHECK(help.out.find("xample:") != std::string::npos);
+    CHECK(help.out.find(fmt::format("Example:  graft config {}", command)) != std::string::npos);
   }
   const Result version = place.graft({"--version"});
   CHECK(version.code == 0);
   CHECK(version.out.starts_with("graft "));
+}
+
+TEST_CASE("command line: benchmarks go by the names that are listed") {
+  const Workplace place;
+  const Result all = place.graft({"--help"});
+  if (all.out.find("bench") == std::string::npos) return;  // built without them
+  for (const char* what : {"ops", "step"}) {
+    CAPTURE(what);
+    check_refused(place.graft({"bench", what, "--filter", "(["}), 2, "([");
+    check_refused(place.graft({"bench", what, "--filter", "no such benchmark"}), 2, "no such benchmark");
+    const Result list = place.graft({"bench", what, "--list", "--device", "cpu"});
+    CHECK(list.code == 0);
+    CHECK(list.out.find("/fp32\n") != std::string::npos);
+    CHECK(list.out.find("iterations") == std::string::npos);
+    CHECK(place.graft({"bench", what, "--help"}).out.find(fmt::format("Example:  graft bench {} ", what)) !=
+          std::string::npos);
+  }
+  const Result timed = place.graft({"bench", "ops", "--device", "cpu", "--threads", "1", "--filter",
+                                    "^gelu/forward/tanh/5248x512/fp32$", "--json", "ops.json", "--warm"});
+  CAPTURE(timed.err);
+  REQUIRE(timed.code == 0);
+  for (const nlohmann::json& row : nlohmann::json::parse(contents(place / "ops.json")).at("benchmarks")) {
+    CHECK(row.at("name").get<std::string>().ends_with("/fp32"));
+    CHECK(row.at("real_time").get<double>() > 0);
+    CHECK(row.at("of_copy").get<double>() > 0);
+  }
 }
 
 TEST_CASE("command line: inspect --json has what scripts read") {
@@ -365,7 +395,7 @@ TEST_CASE("command line: a run's directory takes no other configuration, and --r
   const Workplace place;
   REQUIRE(place.graft(train_arguments({"-o", "train.steps=4"})).code == 0);
   const auto before = files_in(place / "run");
-  check_refused(place.graft(train_arguments({"-o", "optimizer.lr=1e-2"})), 2, "run");
+  check_refused(place.graft(train_arguments({"-o", "optimizer.lr=1e-2"})), 2, ", now 0.01\n");
   check_refused(place.graft(train_arguments({"--resume", "never"})), 2, "run");
   CHECK(files_in(place / "run") == before);
   fs::create_directory(place / "folder");
@@ -411,7 +441,7 @@ TEST_CASE("command line: an interrupted or killed run is continued to the same n
     const int code = process.wait();
     CHECK(code == end.code);
     if (end.signal != SIGKILL && code == end.code) {
-      CHECK(process.out().find("interrupted after step") != std::string::npos);
+      CHECK(process.err().find("graft: error: interrupted after step") != std::string::npos);
       CHECK(nlohmann::json::parse(contents(place / "run/run.json")).at("exit_status") == end.code);
     }
     const Result resumed = place.graft(long_run());

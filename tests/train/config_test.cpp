@@ -25,6 +25,8 @@
 #include "train/cmd_config.h"
 #include "train/config_file.h"
 #include "train/config_schema.h"
+#include "train/run_directory.h"
+#include "train/run_name.h"
 #include "train/suggest.h"
 
 namespace graft {
@@ -44,6 +46,7 @@ const RegisterSettings tree_task{{
             SettingKey::integer("task.points", "points").with_default(16).between(1, 128),
             SettingKey::integer("task.depth", "depth of the tree").with_default(3).between(1, 8),
             SettingKey::numbers("task.levels", "a list of numbers").with_defaults({0.5, 1.0}).between(0, 1),
+            SettingKey::text("task.label", "any text").with_default("none"),
             SettingKey::integers("task.sizes", "a list of integers").with_defaults({1, 2}).at_least(1),
             SettingKey::texts("eval.baselines", "baselines").with_defaults({"all"}).one_of({"all", "zero", "greedy"}),
         },
@@ -296,9 +299,50 @@ TEST_CASE("config: conditions between keys name both") {
       "x.toml:4:12: task.curriculum.dims_end: got 30, expected at most task.dim = 20");
   check_refused(minimal + "pattern = \"(AF)*3\"\n", "given together with model.preset, expected one of the two");
   check_refused("[task]\nname = \"linear_regression\"\n", "model.preset: missing");
+  check_refused(minimal + "[run]\ndeterministic = false\n", "x.toml:6:17: run.deterministic: got false; graft has no");
   // A refused value is reported once, and conditions on it are not.
   CHECK(mistakes_in(refusal(minimal + "heads = 0\n")) == 1);
   CHECK(refusal(minimal + "[schedule]\nwarmup = 20\n[train]\nsteps = 10\n").empty());  // constant: nothing to arrive at
+}
+
+TEST_CASE("config: models that cannot be built or trained are refused where they are written") {
+  const std::string task = "[task]\nname = \"linear_regression\"\n[model]\n";
+  check_refused(task + "pattern = \"X(A\"\n",
+                "x.toml:4:11: model.pattern: pattern \"X(A\", character 4: the end, expected");
+  check_refused(task + "pattern = \"(AQ)*2\"\n", "x.toml:4:11: model.pattern: pattern: no mixer is called \"Q\"");
+  check_refused(
+      task + "pattern = \"A\"\nwidth = 512\nheads = 1\n",
+      "x.toml:6:9: model.heads: 1 makes heads 512 wide with model.width = 512, expected at most 256; nearest that "
+      "fit: 2");
+  check_refused(task + "pattern = \"A\"\nwidth = 100\n", "model.heads: 8 does not divide model.width = 100");
+  check_refused(task + "pattern = \"F\"\nwidth = 16384\n", "x.toml:5:9: model.width: got 16384, expected at most 8192");
+  check_refused(task + "pattern = \"M\"\nstate = 512\n", "x.toml:5:9: model.state: got 512, expected at most 256");
+  check_refused(task + "preset = \"transformer\"\nlayers = 1000\n", "more than 1000 blocks");
+  check_refused(task + "preset = \"transformer\"\nposition_rows = 81\n",
+                "x.toml:5:17: model.position_rows: got 81, expected at least the 82 tokens of the longest prompt");
+  for (const char* fine :
+       {"pattern = \"F\"\nwidth = 8192\nheads = 7\n", "preset = \"mamba\"\nwidth = 100\n",
+        "preset = \"transformer\"\nposition_rows = 82\n", "preset = \"transformer_nope\"\nposition_rows = 1\n",
+        "pattern = \"A\"\nwidth = 512\nheads = 2\n"}) {
+    CAPTURE(fine);
+    CHECK(refusal(task + fine) == "");
+  }
+}
+
+TEST_CASE("config: every file name gives a run a name that is accepted") {
+  for (const std::string stem :
+       {std::string("a+b=c"), std::string(".hidden"), std::string("-x"), std::string("r\xc3\xa9sum\xc3\xa9 2"),
+        std::string(300, 'n'), "." + std::string(99, 'n'), std::string("..")}) {
+    CAPTURE(stem);
+    const RunConfig config = parse_config(kMinimal, "folder/" + stem + ".toml");
+    CHECK(is_run_name(config.run.name));
+    CHECK(parse_config(resolved_toml(config), "x.toml").run.name == config.run.name);
+    RunOptions options;
+    options.name = config.run.name;
+    options.config_hash = config_hash8(config);
+    CHECK(RunDirectory::locate(options).filename() == config.run.name + "-" + options.config_hash);
+  }
+  check_refused(kMinimal, "run.name: got \"-x\", expected letters", {"run.name=-x"});
 }
 
 TEST_CASE("config: keys of an owner are legal with it only") {
@@ -364,6 +408,9 @@ TEST_CASE("config: -o overrides the file") {
   check_refused(kMinimal, "given together with train.steps", {"train.examples=64", "train.steps=1"});
 
   check_refused(kMinimal, "-o optimizer.lr: got no \"=\", expected table.key=value", {"optimizer.lr"});
+  const std::string several = refusal(kMinimal, {"optimizer.lr", "=3", "model.layrs=6"});
+  CHECK(mistakes_in(several) == 3);
+  CHECK(contains(several, "did you mean `model.layers`?"));
   check_refused(kMinimal, "got no key before", {"=3"});
   check_refused(kMinimal, "expected a key of letters", {"optimizer..lr=3"});
   check_refused(kMinimal, "expected a key of letters", {"[optimizer]=3"});
@@ -592,7 +639,8 @@ TEST_CASE("suggest: distances and thresholds") {
 
 TEST_CASE("config: the canonical text reads back to itself") {
   const std::vector<std::string> texts = {
-      kMinimal, "[task]\nname = \"settings_test_tree\"\nlevels = [0.1, 1]\n[model]\npattern = \"A\\\"\\\\*3\"\n",
+      kMinimal,
+      "[task]\nname = \"settings_test_tree\"\nlevels = [0.1, 1]\nlabel = \"A\\\"\\\\*3\"\n[model]\npattern = \"A*3\"\n",
       std::string(kMinimal) + "[optimizer]\nlr = 0.1\neps = 1e-30\nbeta1 = 0.30000000000000004\n"};
   for (const std::string& text : texts) {
     const RunConfig config = parse_config(text, "x.toml", {"train.examples=6400"});
@@ -639,6 +687,18 @@ TEST_CASE("config: the hash knows what decides a run's numbers") {
   const std::vector<std::string> differences = identity_differences(
       parse_config(kMinimal, "x.toml"), parse_config(kMinimal, "x.toml", {"optimizer.lr=2e-4", "eval.every=3"}));
   CHECK(differences == std::vector<std::string>{"optimizer.lr: 0.0001, now 0.0002"});
+  const auto resolved_with = [](const std::vector<std::string>& overrides) {
+    return resolved_toml(parse_config(kMinimal, "x.toml", overrides));
+  };
+  const auto between = [](const std::string& before, const std::string& now) {
+    return identity_differences(std::string_view(before), std::string_view(now));
+  };
+  CHECK(between(resolved_with({}), resolved_with({"optimizer.lr=2e-4", "eval.every=3"})) == differences);
+  CHECK(between(resolved_with({"schedule.total=5"}), resolved_with({"run.name=b", "train.steps=7"})).empty());
+  CHECK(between(resolved_with({"schedule.name=cosine"}), resolved_with({"schedule.name=cosine", "train.steps=7"})) ==
+        std::vector<std::string>{"schedule.total: 500000, now 7"});
+  CHECK(between("[a]\nb = 1\n", "") == std::vector<std::string>{"a.b: 1, now not set"});
+  CHECK(between("no configuration", "").empty());
 }
 
 TEST_CASE("settings: a value is looked up as what it was declared") {

@@ -102,6 +102,7 @@ TEST_CASE("run directory: a directory with another run is refused and not touche
   const TemporaryDirectory directory;
   RunOptions options = example(directory);
   options.directory = directory / "mine";
+  options.resolved_text = "[a]\nc = 2\nd = 3\n\n[optimizer]\nlr = 0.001\n\n[train]\nbatch = 64\nsteps = 1\n";
   { const RunDirectory run(options); }
   const auto before = snapshot(directory.path());
 
@@ -110,6 +111,10 @@ TEST_CASE("run directory: a directory with another run is refused and not touche
   CHECK_THROWS_WITH_AS(RunDirectory{other}, doctest::Contains("0123456789abcdef"), ConfigError);
   CHECK_THROWS_WITH_AS(RunDirectory{other}, doctest::Contains("fedcba9876543210"), ConfigError);
   CHECK_THROWS_AS(RunDirectory::check(other), ConfigError);
+  other.resolved_text = "[optimizer]\nlr = 0.1\n\n[train]\nbatch = 1\nsteps = 9\n";
+  CHECK_THROWS_WITH_AS(RunDirectory::check(other),
+                       doctest::Contains("  optimizer.lr: 0.001, now 0.1\n  ... and 1 more\nrun: "), ConfigError);
+  CHECK_THROWS_WITH_AS(RunDirectory::check(other), doctest::Contains("  a.d: 3, now not set\n"), ConfigError);
   RunOptions never = options;
   never.resume = Resume::parse("never");
   CHECK_THROWS_WITH_AS(RunDirectory{never}, doctest::Contains("--resume is never"), ConfigError);

@@ -1,0 +1,88 @@
+#include "models/mamba_mixer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "ops/causal_conv1d.h"
+#include "ops/columns.h"
+#include "ops/selective_scan.h"
+
+namespace graft {
+namespace {
+
+void check_state(const ModelConfig& config, SettingMistakes& mistakes) {
+  if (config.state <= kSelectiveScanMaxState) return;
+  mistakes.add({"model.state"}, fmt::format("got {}, expected at most {}, what a selective scan takes", config.state,
+                                            kSelectiveScanMaxState));
+}
+
+const RegisterMixer registered{{"M", "mamba", "Mamba: gated selective state space with a short convolution",
+                                [](ParameterStore& store, const std::string& scope, const ModelConfig& config,
+                                   const BlockPosition& position) -> std::unique_ptr<Mixer> {
+                                  return std::make_unique<MambaMixer>(store, scope, config, position);
+                                },
+                                check_state}};
+
+}  // namespace
+
+Initializer step_size_bias_init() {
+  return [](const Draw& draw, std::int64_t index) {
+    const double unit = static_cast<double>(draw.uniform(0, static_cast<std::uint32_t>(index)));
+    const double step = std::max(1e-4, std::exp(std::log(1e-3) + unit * (std::log(0.1) - std::log(1e-3))));
+    return step + std::log(-std::expm1(-step));
+  };
+}
+
+MambaMixer::MambaMixer(ParameterStore& store, const std::string& scope, const ModelConfig& config,
+                       const BlockPosition& position)
+    : width_(config.width), inner_(2 * config.width), state_(config.state), rank_(ceil_div(config.width, 16)) {
+  const auto no_bias = [](Initializer weight) { return LinearInit{std::move(weight), {}}; };
+  const ParameterOptions no_decay{.decay = false};
+  in_ = Linear(store, scope + ".in", width_, 2 * inner_, no_bias(init::uniform_fan_in(width_)), {.bias = false});
+  conv_weight_ = store.add(scope, "conv.weight", {inner_, kConvWidth}, init::uniform_fan_in(kConvWidth));
+  conv_bias_ = store.add(scope, "conv.bias", {inner_}, init::uniform_fan_in(kConvWidth), no_decay);
+  x_ = Linear(store, scope + ".x", inner_, rank_ + 2 * state_, no_bias(init::uniform_fan_in(inner_)),
+              {.bias = false, .pad_out = true});
+  dt_ = Linear(store, scope + ".dt", rank_, inner_, no_bias(init::uniform_fan_in(rank_)),
+               {.bias = false, .pad_in = true});
+  dt_bias_ = store.add(scope, "dt.bias", {inner_}, step_size_bias_init(), no_decay);
+  a_log_ = store.add(
+      scope, "a_log", {inner_, state_},
+      [n = state_](const Draw&, std::int64_t index) { return std::log(static_cast<double>(index % n + 1)); }, no_decay);
+  skip_ = store.add(scope, "skip", {inner_}, init::constant(1), no_decay);
+  const double bound = 1 / std::sqrt(static_cast<double>(inner_)) / std::sqrt(static_cast<double>(position.blocks));
+  out_ = Linear(store, scope + ".out", inner_, width_, no_bias(init::uniform(bound)), {.bias = false});
+}
+
+Tensor MambaMixer::operator()(const Context& ctx, const Tensor& x) const {
+  const Tensor packed = in_(ctx, x);  // [B, T, 2 inner]: the convolved half, the gate
+  const Tensor u = causal_conv1d(ctx, packed, 0, inner_, conv_weight_.tensor(ctx), conv_bias_.tensor(ctx), true);
+  const Tensor selection = x_(ctx, u);  // [B, T, rank | state | state]
+  const Tensor delta = dt_(ctx, columns(ctx, selection, 0, rank_));
+  SelectiveScanInputs inputs;
+  inputs.u = u;
+  inputs.delta = delta;
+  inputs.a_log = a_log_.master(ctx);
+  inputs.bc = selection;
+  inputs.b_offset = rank_;
+  inputs.c_offset = rank_ + state_;
+  inputs.skip = skip_.master(ctx);
+  inputs.z = packed;
+  inputs.z_offset = inner_;
+  inputs.delta_bias = dt_bias_.master(ctx);
+  return out_(ctx, selective_scan(ctx, inputs));
+}
+
+double MambaMixer::forward_flops(std::int64_t tokens) const {
+  const auto t = static_cast<double>(tokens);
+  const auto d = static_cast<double>(width_);
+  const auto inner = static_cast<double>(inner_);
+  const auto n = static_cast<double>(state_);
+  const auto r = static_cast<double>(rank_);
+  const double products = 2 * t * (d * 2 * inner + inner * (r + 2 * n) + r * inner + inner * d);
+  return products + 2 * static_cast<double>(kConvWidth) * t * inner + (7 * n + 4) * t * inner;
+}
+
+}  // namespace graft

@@ -1,0 +1,86 @@
+#include "ops/activation.h"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "engine/error.h"
+#include "tests/support/gradcheck.h"
+#include "tests/support/parity.h"
+
+namespace graft::test {
+namespace {
+
+const std::vector<Shape> kShapes = {Shape{1, 1}, Shape{3, 33}, Shape{2, 5, 128}, Shape{2049}};
+
+Op activation_op(ActivationKind kind) {
+  return [kind](const Context& ctx, const std::vector<Tensor>& in) {
+    return std::vector<Tensor>{activation(ctx, in[0], kind)};
+  };
+}
+
+void check_all_parities(Backend backend) {
+  for (const Shape& shape : kShapes) {
+    for (const ActivationKind kind : {ActivationKind::Silu, ActivationKind::Softplus}) {
+      check_parity(backend, Precision::Fp32, activation_op(kind), {randn(shape, Role::Activation, 1, 3)}, {2e-6, 2e-6});
+      // one rounding to bfloat16: at most 2^-8 = 3.9e-3 of the value
+      check_parity(backend, Precision::Bf16, activation_op(kind), {randn(shape, Role::Activation, 1, 3)}, {4e-3, 4e-3});
+    }
+  }
+}
+
+TEST_CASE("activation: matches its formulas") {
+  const TestDevice device(Backend::Cpu, Precision::Fp64);
+  const std::vector<double> points{-40, -6, -1.5, -0.1, 0, 0.3, 2, 19.9, 20.1, 40};
+  const Tensor x = device.tensor({10}, DType::F64, points);
+  const std::vector<double> silu = device.values(activation(device.ctx(), x, ActivationKind::Silu));
+  const std::vector<double> softplus = device.values(activation(device.ctx(), x, ActivationKind::Softplus));
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    const double v = points[i];
+    CHECK(silu[i] == doctest::Approx(v / (1 + std::exp(-v))).epsilon(1e-13));
+    CHECK(softplus[i] == doctest::Approx(v > 20 ? v : std::log1p(std::exp(v))).epsilon(1e-13));
+  }
+}
+
+TEST_CASE("activation: gradients match finite differences") {
+  for (const Shape& shape : kShapes) {
+    for (const ActivationKind kind : {ActivationKind::Silu, ActivationKind::Softplus}) {
+      CAPTURE(shape.str());
+      CHECK(gradcheck(activation_op(kind), {randn(shape)}) < 1e-7);
+    }
+  }
+}
+
+TEST_CASE("activation: float32 and bfloat16 match float64") { check_all_parities(Backend::Cpu); }
+
+TEST_CASE("activation: CUDA matches CPU") {
+  if (skip_cuda()) return;
+  check_all_parities(Backend::Cuda);
+}
+
+TEST_CASE("activation: extreme inputs stay finite") {
+  const auto check = [](Backend backend) {
+    const TestDevice device(backend);
+    const Tensor x = device.tensor({4}, DType::F32, {-1e4, -100, 100, 1e4});
+    for (const ActivationKind kind : {ActivationKind::Silu, ActivationKind::Softplus}) {
+      const std::vector<double> y = device.values(activation(device.ctx(), x, kind));
+      CHECK(y[0] == 0);
+      CHECK(std::abs(y[1]) < 1e-40);
+      CHECK(y[2] == 100);
+      CHECK(y[3] == 1e4);
+    }
+  };
+  check(Backend::Cpu);
+  if (!skip_cuda()) check(Backend::Cuda);
+}
+
+TEST_CASE("activation: integers are refused") {
+  const TestDevice device;
+  const Tensor x = device.tensor({2}, DType::I32, {1, 2});
+  CHECK_THROWS_WITH_AS(static_cast<void>(activation(device.ctx(), x, ActivationKind::Silu)),
+                       doctest::Contains("activation: x is int32, expected float32"), ArgumentError);
+}
+
+}  // namespace
+}  // namespace graft::test
