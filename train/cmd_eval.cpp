@@ -62,7 +62,7 @@ int evaluate(const EvalArguments& arguments) {
 
   Session session(experiment, parse_device(arguments.device, config.train.precision), {arguments.threads}, false);
   session.restore(*checkpoint, false);
-  Evaluator evaluator(session, {});
+  Evaluator evaluator(session, target.run / "baselines.json", Evaluator::CacheUse::ReadOnly);
   const EvaluationResult result = evaluator.run(checkpoint->step);
   fmt::print("{} at step {}, {} prompts, {}\n\n{}", config.run.name, result.step, result.prompts,
              session.runtime().device_name(),

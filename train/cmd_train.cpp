@@ -159,19 +159,16 @@ int train(const TrainArguments& arguments) {
 void add(CLI::App& app, std::function<int()>& action) {
   const auto arguments = std::make_shared<TrainArguments>();
   CLI::App* command = app.add_subcommand("train", "train a model as a configuration says");
-  command->add_option("config", arguments->config, "configuration file (TOML)")->required();
-  command->add_option("-o,--override", arguments->overrides, "override a key, e.g. -o optimizer.lr=3e-4; repeatable")
-      ->allow_extra_args(false);
-  command->add_option("--device", arguments->device, "cpu, cuda, cuda:<index>, or auto: a GPU if there is one")
-      ->capture_default_str();
+  command->add_option("config", arguments->config, "configuration file (TOML)")->type_name("FILE")->required();
+  add_override_option(*command, arguments->overrides, "optimizer.lr=3e-4");
+  add_device_options(*command, arguments->device, arguments->threads);
   command
       ->add_option("--resume", arguments->resume, "auto: continue the run's newest checkpoint; never; or a checkpoint")
       ->capture_default_str();
-  command->add_option("--run-dir", arguments->run_dir, "the run's own directory (default: runs/<name>-<hash>)");
-  command->add_option("--threads", arguments->threads, "CPU threads, 1-1024; 0: all")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1024));
-  command->add_flag("--dry-run", arguments->dry_run, "print the resolved configuration and its cost; touch nothing");
+  command->add_option("--run-dir", arguments->run_dir, "the run's own directory (default: runs/<name>-<hash>)")
+      ->type_name("DIR");
+  command->add_flag("--dry-run", arguments->dry_run,
+                    "print the resolved configuration and its cost; touch nothing (default: off)");
   command->footer("Example:  graft train configs/quickstart.toml -o train.steps=500 --device cpu");
   command->callback([arguments, &action] { action = [arguments] { return train(*arguments); }; });
 }
