@@ -330,7 +330,7 @@ TEST_CASE("config: models that cannot be built or trained are refused where they
 }
 
 TEST_CASE("config: every file name gives a run a name that is accepted") {
-  for (const std::string stem :
+  for (const std::string& stem :
        {std::string("a+b=c"), std::string(".hidden"), std::string("-x"), std::string("r\xc3\xa9sum\xc3\xa9 2"),
         std::string(300, 'n'), "." + std::string(99, 'n'), std::string("..")}) {
     CAPTURE(stem);
