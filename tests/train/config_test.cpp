@@ -98,7 +98,7 @@ bool contains(const std::string& text, std::string_view part) { return text.find
 
 std::size_t mistakes_in(const std::string& message) {
   std::size_t count = 0;
-  for (std::size_t at = message.find("\n"); at != std::string::npos; at = message.find("\n", at + 1)) {
+  for (std::size_t at = message.find('\n'); at != std::string::npos; at = message.find('\n', at + 1)) {
     const std::size_t begin = message.rfind('\n', at - 1) == std::string::npos ? 0 : message.rfind('\n', at - 1) + 1;
     const std::string line = message.substr(begin, at - begin);
     if (line.starts_with("x.toml:") || line.starts_with("-o ")) ++count;
