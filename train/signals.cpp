@@ -11,6 +11,7 @@ namespace {
 volatile std::sig_atomic_t received_signal = 0;
 std::array<struct sigaction, 2> previous_actions;
 struct sigaction previous_pipe_action;
+struct sigaction previous_file_size_action;
 constexpr std::array<int, 2> kSignals = {SIGINT, SIGTERM};
 
 void on_signal(int signal) {
@@ -32,15 +33,17 @@ SignalGuard::SignalGuard() {
   action.sa_flags = SA_RESTART;  // a write that is under way goes on
   sigemptyset(&action.sa_mask);
   for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &previous_actions[i]);
-  // Whoever read the progress may leave; the run goes on.
+  // Whoever read the progress may leave, and a write beyond a limit is an error like any other; the run goes on.
   struct sigaction ignore = {};
   ignore.sa_handler = SIG_IGN;
   sigaction(SIGPIPE, &ignore, &previous_pipe_action);
+  sigaction(SIGXFSZ, &ignore, &previous_file_size_action);
 }
 
 SignalGuard::~SignalGuard() {
   for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_actions[i], nullptr);
   sigaction(SIGPIPE, &previous_pipe_action, nullptr);
+  sigaction(SIGXFSZ, &previous_file_size_action, nullptr);
 }
 
 int SignalGuard::received() { return received_signal; }
