@@ -178,7 +178,6 @@ struct SettingGroup {
   std::string doc;
   std::vector<SettingKey> keys = {};
   std::vector<SettingCheck> checks = {};
-  std::vector<std::string> unused = {};  // common keys without an effect here; conditions on them are skipped
 };
 
 /// "task.name" for "task"; empty for a table without one.

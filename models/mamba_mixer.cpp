@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "models/ssm_init.h"
 #include "ops/causal_conv1d.h"
 #include "ops/columns.h"
 #include "ops/selective_scan.h"
@@ -29,8 +30,7 @@ const RegisterMixer registered{{"M", "mamba", "Mamba: gated selective state spac
 
 Initializer step_size_bias_init() {
   return [](const Draw& draw, std::int64_t index) {
-    const double unit = static_cast<double>(draw.uniform(0, static_cast<std::uint32_t>(index)));
-    const double step = std::max(1e-4, std::exp(std::log(1e-3) + unit * (std::log(0.1) - std::log(1e-3))));
+    const double step = std::max(1e-4, std::exp(log_step_size(draw, index)));
     return step + std::log(-std::expm1(-step));
   };
 }
@@ -38,22 +38,20 @@ Initializer step_size_bias_init() {
 MambaMixer::MambaMixer(ParameterStore& store, const std::string& scope, const ModelConfig& config,
                        const BlockPosition& position)
     : width_(config.width), inner_(2 * config.width), state_(config.state), rank_(ceil_div(config.width, 16)) {
-  const auto no_bias = [](Initializer weight) { return LinearInit{std::move(weight), {}}; };
   const ParameterOptions no_decay{.decay = false};
-  in_ = Linear(store, scope + ".in", width_, 2 * inner_, no_bias(init::uniform_fan_in(width_)), {.bias = false});
+  in_ = Linear(store, scope + ".in", width_, 2 * inner_, without_bias(init::uniform_fan_in(width_)), {.bias = false});
   conv_weight_ = store.add(scope, "conv.weight", {inner_, kConvWidth}, init::uniform_fan_in(kConvWidth));
   conv_bias_ = store.add(scope, "conv.bias", {inner_}, init::uniform_fan_in(kConvWidth), no_decay);
-  x_ = Linear(store, scope + ".x", inner_, rank_ + 2 * state_, no_bias(init::uniform_fan_in(inner_)),
+  x_ = Linear(store, scope + ".x", inner_, rank_ + 2 * state_, without_bias(init::uniform_fan_in(inner_)),
               {.bias = false, .pad_out = true});
-  dt_ = Linear(store, scope + ".dt", rank_, inner_, no_bias(init::uniform_fan_in(rank_)),
+  dt_ = Linear(store, scope + ".dt", rank_, inner_, without_bias(init::uniform_fan_in(rank_)),
                {.bias = false, .pad_in = true});
   dt_bias_ = store.add(scope, "dt.bias", {inner_}, step_size_bias_init(), no_decay);
   a_log_ = store.add(
       scope, "a_log", {inner_, state_},
       [n = state_](const Draw&, std::int64_t index) { return std::log(static_cast<double>(index % n + 1)); }, no_decay);
   skip_ = store.add(scope, "skip", {inner_}, init::constant(1), no_decay);
-  const double bound = 1 / std::sqrt(static_cast<double>(inner_)) / std::sqrt(static_cast<double>(position.blocks));
-  out_ = Linear(store, scope + ".out", inner_, width_, no_bias(init::uniform(bound)), {.bias = false});
+  out_ = Linear(store, scope + ".out", inner_, width_, ssm_output_init(inner_, position), {.bias = false});
 }
 
 Tensor MambaMixer::operator()(const Context& ctx, const Tensor& x) const {

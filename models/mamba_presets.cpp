@@ -19,7 +19,6 @@ const RegisterSettings mamba_settings{{
     .table = "model",
     .owner = "mamba",
     .doc = "Mamba blocks, two a layer, no positions; pattern \"M*(2 layers)\"",
-    .unused = {"model.heads", "model.mlp_ratio", "model.init"},
 }};
 const RegisterPreset mamba{{"mamba", [](ModelConfig& config) {
                               common(config);
@@ -30,7 +29,6 @@ const RegisterSettings standard_hybrid_settings{{
     .table = "model",
     .owner = "standard_hybrid",
     .doc = "attention and Mamba blocks in turn, learned positions starting as N(0, 1); pattern \"(AM)*layers\"",
-    .unused = {"model.mlp_ratio"},
 }};
 const RegisterPreset standard_hybrid{{"standard_hybrid", [](ModelConfig& config) {
                                         common(config);
@@ -43,7 +41,6 @@ const RegisterSettings mambaformer_settings{{
     .table = "model",
     .owner = "mambaformer",
     .doc = "a Mamba block, then attention and Mamba blocks in turn, no positions; pattern \"M(AM)*layers\"",
-    .unused = {"model.mlp_ratio"},
 }};
 const RegisterPreset mambaformer{{"mambaformer", [](ModelConfig& config) {
                                     common(config);
@@ -65,7 +62,6 @@ const RegisterSettings middle_hybrid_settings{{
     .table = "model",
     .owner = "mamba_middle_hybrid",
     .doc = "Mamba with one attention block in the middle; pattern \"M*(layers - 1) A M*layers\"",
-    .unused = {"model.mlp_ratio"},
 }};
 const RegisterPreset middle_hybrid{
     {"mamba_middle_hybrid", [](ModelConfig& config) {

@@ -2,9 +2,9 @@
 
 #include <cmath>
 #include <numbers>
-#include <utility>
 
 #include "engine/require.h"
+#include "models/ssm_init.h"
 #include "ops/causal_conv1d.h"
 #include "ops/dropout.h"
 #include "ops/gelu.h"
@@ -44,7 +44,6 @@ const RegisterSettings s4_settings{{
     .table = "model",
     .owner = "s4",
     .doc = "S4D layers, two a layer, no positions; pattern \"S*(2 layers)\"",
-    .unused = {"model.heads", "model.mlp_ratio", "model.init"},
 }};
 const RegisterPreset s4_preset{{"s4", [](ModelConfig& config) {
                                   config.pattern = fmt::format("S*{}", 2 * config.layers);
@@ -55,14 +54,11 @@ const RegisterSettings s4_mamba_settings{{
     .table = "model",
     .owner = "s4_mamba",
     .doc = "Mamba blocks with S4D instead of the selective scan, two a layer, no positions; pattern \"Sm*(2 layers)\"",
-    .unused = {"model.heads", "model.mlp_ratio", "model.init"},
 }};
 const RegisterPreset s4_mamba_preset{{"s4_mamba", [](ModelConfig& config) {
                                         config.pattern = fmt::format("Sm*{}", 2 * config.layers);
                                         config.positions = Positions::None;
                                       }}};
-
-LinearInit without_bias(Initializer weight) { return {std::move(weight), {}}; }
 
 }  // namespace
 
@@ -72,13 +68,7 @@ S4dLayer::S4dLayer(ParameterStore& store, const std::string& scope, std::int64_t
           state);
   const ParameterOptions no_decay{.decay = false};
   c = store.add(scope, "c", {channels, modes, 2}, init::normal(std::sqrt(0.5)), no_decay);
-  log_dt = store.add(
-      scope, "log_dt", {channels},
-      [](const Draw& draw, std::int64_t index) {
-        const double unit = static_cast<double>(draw.uniform(0, static_cast<std::uint32_t>(index)));
-        return std::log(1e-3) + unit * (std::log(0.1) - std::log(1e-3));
-      },
-      no_decay);
+  log_dt = store.add(scope, "log_dt", {channels}, log_step_size, no_decay);
   log_a_real = store.add(scope, "log_a_real", {channels, modes}, init::constant(std::log(0.5)), no_decay);
   a_imag = store.add(
       scope, "a_imag", {channels, modes},
@@ -122,8 +112,7 @@ S4MambaMixer::S4MambaMixer(ParameterStore& store, const std::string& scope, cons
   conv_weight_ = store.add(scope, "conv.weight", {inner_, kConvWidth}, init::uniform_fan_in(kConvWidth));
   conv_bias_ = store.add(scope, "conv.bias", {inner_}, init::uniform_fan_in(kConvWidth), {.decay = false});
   layer_ = S4dLayer(store, scope + ".s4d", inner_, config.state);
-  const double bound = 1 / std::sqrt(static_cast<double>(inner_)) / std::sqrt(static_cast<double>(position.blocks));
-  out_ = Linear(store, scope + ".out", inner_, width_, without_bias(init::uniform(bound)), {.bias = false});
+  out_ = Linear(store, scope + ".out", inner_, width_, ssm_output_init(inner_, position), {.bias = false});
 }
 
 Tensor S4MambaMixer::operator()(const Context& ctx, const Tensor& x) const {

@@ -39,9 +39,9 @@ class S4Mixer final : public Mixer {
 };
 
 /// A Mamba block with S4D in the place of the selective scan: u = silu(conv(a)), out = W_out (dropout(S4D(u)) g), (a,
-/// g) = W_in s. The gate g has no activation unless model.gate says silu; the dropout mask is shared over time.
-/// Parameters: in.weight [4D, D], conv.weight [2D, 4], conv.bias, s4d.*, out.weight [D, 2D].
-/// Source: krafton-ai/mambaformer-icl.
+/// g) = W_in s. The gate g has no activation unless model.s4_mamba_gate says silu; the dropout mask is shared over
+/// time. Parameters: in.weight [4D, D], conv.weight [2D, 4], conv.bias, s4d.*, out.weight [D, 2D]. Source:
+/// krafton-ai/mambaformer-icl.
 class S4MambaMixer final : public Mixer {
  public:
   S4MambaMixer(ParameterStore& store, const std::string& scope, const ModelConfig& config,

@@ -1,16 +1,9 @@
-#include <algorithm>
-#include <array>
-#include <cstdint>
-
-#include "engine/cpu_stream.h"
+#include "ops/elementwise_cpu.h"
 #include "ops/gelu.h"
 #include "ops/gelu_formula.h"
-#include "ops/rows_cpu.h"
 
 namespace graft {
 namespace {
-
-constexpr std::int64_t kChunk = 1024;
 
 template <class A>
 A value_of(A x, GeluKind kind) {
@@ -23,38 +16,11 @@ A slope_of(A x, GeluKind kind) {
 }
 
 void forward(Stream& stream, const GeluForward& args) {
-  with_accumulate(args.x.dtype, [&](auto a) {
-    using A = decltype(a);
-    parallel_for(stream, args.x.shape.elements(), kChunk, [&](std::int64_t first, std::int64_t last) {
-      std::array<A, kChunk> buffer;
-      for (std::int64_t at = first; at < last; at += kChunk) {
-        const std::int64_t count = std::min(kChunk, last - at);
-        load_row(args.x, at, count, buffer.data());
-        for (std::int64_t i = 0; i < count; ++i) {
-          auto& x = buffer[static_cast<std::size_t>(i)];
-          x = value_of(x, args.kind);
-        }
-        store_row(args.y, at, count, buffer.data());
-      }
-    });
-  });
+  elementwise_forward(stream, args.x, args.y, [kind = args.kind](auto x) { return value_of(x, kind); });
 }
 
 void backward(Stream& stream, const GeluBackward& args) {
-  if (!args.dx) return;
-  with_accumulate(args.x.dtype, [&](auto a) {
-    using A = decltype(a);
-    parallel_for(stream, args.x.shape.elements(), kChunk, [&](std::int64_t first, std::int64_t last) {
-      std::array<A, kChunk> x, dy;
-      for (std::int64_t at = first; at < last; at += kChunk) {
-        const std::int64_t count = std::min(kChunk, last - at);
-        load_row(args.x, at, count, x.data());
-        load_row(args.dy, at, count, dy.data());
-        for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) dy[i] *= slope_of(x[i], args.kind);
-        store_gradient(args.dx, at, count, dy.data());
-      }
-    });
-  });
+  elementwise_backward(stream, args.x, args.dy, args.dx, [kind = args.kind](auto x) { return slope_of(x, kind); });
 }
 
 const Register registered_forward{gelu_forward, Backend::Cpu, forward};

@@ -64,7 +64,6 @@ const RegisterSettings ssm_preset{{
     .doc = "a preset of this test",
     .keys = {SettingKey::text("model.ssm_kind", "which one").with_default("mamba").one_of({"mamba", "mamba2"}),
              SettingKey::boolean("model.positions", "as the preset has it").with_default(false)},
-    .unused = {"model.heads"},
 }};
 
 constexpr const char* kMinimal = R"([task]
