@@ -14,7 +14,7 @@ namespace graft {
 
 /// ln of a step size drawn from exp(U(ln 1e-3, ln 0.1)): where state-space blocks of both studies start.
 [[nodiscard]] inline double log_step_size(const Draw& draw, std::int64_t index) {
-  const double unit = static_cast<double>(draw.uniform(0, static_cast<std::uint32_t>(index)));
+  const auto unit = static_cast<double>(draw.uniform(0, static_cast<std::uint32_t>(index)));
   return std::log(1e-3) + unit * (std::log(0.1) - std::log(1e-3));
 }
 
