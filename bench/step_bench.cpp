@@ -47,6 +47,25 @@ std::vector<StepBenchmark> built_in() {
             fmt::format("train.precision={}", precision)}});
     }
   }
+  struct Retrieval {
+    const char* name;
+    std::vector<std::string> keys;
+  };
+  for (const Retrieval& model :
+       {Retrieval{"gpt_neox", {"model.preset=gpt_neox", "model.layers=12"}},
+        {"mamba_S16", {"model.preset=mamba", "model.layers=24"}},
+        {"mamba2_S16", {"model.preset=mamba2", "model.layers=24"}},
+        {"hybrid_interleaved_1M2_1T", {"model.preset=hybrid_interleaved", "model.ssm=mamba2"}},
+        {"hybrid_two_stream_M2", {"model.preset=hybrid_two_stream", "model.ssm=mamba2"}}}) {
+    for (const char* precision : {"tf32", "bf16"}) {
+      std::vector<std::string> keys = {"task.name=ngram_retrieval", "task.length_max=101",
+                                       "model.width=1024",          "model.heads=16",
+                                       "optimizer.name=adamw",      "optimizer.weight_decay=0.01",
+                                       "optimizer.clip=1",          fmt::format("train.precision={}", precision)};
+      keys.insert(keys.end(), model.keys.begin(), model.keys.end());
+      list.push_back({fmt::format("retrieval_{}_1024_T110/{}", model.name, precision), keys});
+    }
+  }
   return list;
 }
 
@@ -133,7 +152,7 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
   row["memory_mib"] = static_cast<double>(memory.total()) / 1048576;
   row["prompts_per_s"] = static_cast<double>(config.train.batch) / captured.median;
   row["tokens_per_s"] =
-      static_cast<double>(config.train.batch * points * experiment.task->shape().tokens_per_point) / captured.median;
+      static_cast<double>(config.train.batch * experiment.task->tokens_at(points)) / captured.median;
   const double of_gemm = flops.train_step / captured.median / ceilings_of(known_ceilings, session).flops_per_second;
   row["tflops"] = flops.train_step / captured.median / 1e12;
   row["of_gemm"] = of_gemm;

@@ -3,6 +3,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/vec.cuh"
 #include "ops/activation.h"
+#include "ops/relu_formula.h"
 #include "ops/softplus_formula.h"
 
 namespace graft::cuda {
@@ -12,12 +13,16 @@ constexpr int kThreads = 256;
 
 template <ActivationKind kKind>
 __device__ __forceinline__ float value_of(float x) {
-  return kKind == ActivationKind::Silu ? silu(x) : softplus(x);
+  if constexpr (kKind == ActivationKind::Silu) return silu(x);
+  if constexpr (kKind == ActivationKind::Softplus) return softplus(x);
+  return relu(x);
 }
 
 template <ActivationKind kKind>
 __device__ __forceinline__ float slope_of(float x) {
-  return kKind == ActivationKind::Silu ? silu_slope(x) : softplus_slope(x);
+  if constexpr (kKind == ActivationKind::Silu) return silu_slope(x);
+  if constexpr (kKind == ActivationKind::Softplus) return softplus_slope(x);
+  return relu_slope(x);
 }
 
 /// One 16-byte access a thread; the last thread takes the elements that are left over. Without kAligned every thread
@@ -62,14 +67,22 @@ struct Variant {
   static constexpr bool aligned = kAligned;
 };
 
+template <ActivationKind kKind, class Body>
+void with_alignment(bool aligned, const Body& body) {
+  if (aligned) return body(Variant<kKind, true>{});
+  return body(Variant<kKind, false>{});
+}
+
 template <class Body>
-void with_variant(ActivationKind kind, bool aligned, Body&& body) {
-  if (kind == ActivationKind::Silu) {
-    if (aligned) return body(Variant<ActivationKind::Silu, true>{});
-    return body(Variant<ActivationKind::Silu, false>{});
+void with_variant(ActivationKind kind, bool aligned, const Body& body) {
+  switch (kind) {
+    case ActivationKind::Silu:
+      return with_alignment<ActivationKind::Silu>(aligned, body);
+    case ActivationKind::Softplus:
+      return with_alignment<ActivationKind::Softplus>(aligned, body);
+    case ActivationKind::Relu:
+      return with_alignment<ActivationKind::Relu>(aligned, body);
   }
-  if (aligned) return body(Variant<ActivationKind::Softplus, true>{});
-  return body(Variant<ActivationKind::Softplus, false>{});
 }
 
 void launch_forward(Stream& stream, const ActivationForward& args) {

@@ -21,7 +21,7 @@ AnyRows rows_of(const ConstView& view, const char* kernel) {
   return {const_cast<void*>(view.data), view.dtype == DType::BF16};
 }
 
-// ---- y[row] = x[ids ? ids[row] : row] + table[row % tokens]: look-up and positions, a warp a row
+// ---- y[row] = x[ids ? ids[row] : row] + table[start + row % tokens]: look-up and positions, a warp a row
 
 struct Gather {
   AnyRows x;
@@ -32,6 +32,8 @@ struct Gather {
   std::int64_t rows;
   std::int64_t tokens;
   int width;
+  const std::int32_t* start;  // null: 0
+  std::int64_t table_rows;
 };
 
 template <bool kAligned>
@@ -40,8 +42,9 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(const Gather p) {
   if (row >= p.rows) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const std::int64_t source = p.ids != nullptr ? p.ids[row] : row;
-  const bool known = source >= 0 && source < p.x_rows;
-  const std::int64_t position = row % p.tokens;
+  const std::int64_t position = (p.start != nullptr ? *p.start : 0) + row % p.tokens;
+  const bool placed = p.table.data == nullptr || (position >= 0 && position < p.table_rows);
+  const bool known = source >= 0 && source < p.x_rows && placed;
 #pragma unroll 2
   for (int column = lane * kGroup; column < p.width; column += kWarp * kGroup) {
     float value[kGroup], added[kGroup] = {};
@@ -50,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(const Gather p) {
     } else {
       for (float& v : value) v = __int_as_float(0x7fc00000);
     }
-    if (p.table.data != nullptr) p.table.load<kAligned>(position * p.width, column, p.width, added);
+    if (p.table.data != nullptr && placed) p.table.load<kAligned>(position * p.width, column, p.width, added);
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) value[j] += added[j];
     store_group<kAligned>(p.y + row * p.width, column, p.width, value);
@@ -70,13 +73,15 @@ void launch_gather(Stream& stream, const Gather& p) {
 void launch_embedding(Stream& stream, const EmbeddingForward& args) {
   launch_gather(stream, {rows_of(args.table, "embedding_forward"), args.ids.as<std::int32_t>(), args.table.shape[0],
                          rows_of(args.positions, "embedding_forward"), args.y.as<float>(), args.ids.shape.elements(),
-                         args.ids.shape.columns(), static_cast<int>(args.table.shape[1])});
+                         args.ids.shape.columns(), static_cast<int>(args.table.shape[1]), args.start.as<std::int32_t>(),
+                         args.positions ? args.positions.shape[0] : 0});
 }
 
 void launch_add_positions(Stream& stream, const AddPositionsForward& args) {
-  launch_gather(stream, {rows_of(args.x, "add_positions_forward"), nullptr, args.x.shape.rows(),
-                         rows_of(args.table, "add_positions_forward"), args.y.as<float>(), args.x.shape.rows(),
-                         args.x.shape[1], static_cast<int>(args.x.shape[2])});
+  launch_gather(stream,
+                {rows_of(args.x, "add_positions_forward"), nullptr, args.x.shape.rows(),
+                 rows_of(args.table, "add_positions_forward"), args.y.as<float>(), args.x.shape.rows(), args.x.shape[1],
+                 static_cast<int>(args.x.shape[2]), args.start.as<std::int32_t>(), args.table.shape[0]});
 }
 
 // ---- dtable[v] = sum of dy[i] over ids[i] == v, in order of i

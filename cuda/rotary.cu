@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(const RotaryArgs args)
   __shared__ float2 turns[kMaxRotaryPairs];  // cosine and sine of the row's angles
   const std::int64_t row = blockIdx.x;
   const int pairs = args.pairs;
-  const std::int64_t position = row % args.x.shape[1];
+  const std::int64_t start = args.start ? *args.start.as<std::int32_t>() : 0;
+  const std::int64_t position = start + row % args.x.shape[1];
   for (int i = static_cast<int>(threadIdx.x); i < pairs; i += kThreads) {
     float sine, cosine;
     sincosf(static_cast<float>(rotary_angle(position, args.frequencies[i])), &sine, &cosine);

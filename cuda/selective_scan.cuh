@@ -73,8 +73,7 @@ template <class T>
 /// softplus(v) = max(v, 0) + log1p(m), m = exp(-|v|) in (0, 1], and log1p(m) = 2 atanh(s), s = m / (2 + m) <= 1/3,
 /// whose series is cut where its terms are below 2^-25 of the sum: the small step sizes of very negative v keep their
 /// relative accuracy. From v = 17 on the sum is v, and sigmoid(v) is 1, in float32.
-[[nodiscard]] __device__ __forceinline__ float softplus(float v) {
-  const float m = fast_exp2(-kLog2E * fabsf(v));
+[[nodiscard]] __device__ __forceinline__ float softplus_of(float v, float m) {
   const float s = m * fast_reciprocal(2.F + m);
   const float s2 = s * s;
   float series = 1.F / 13.F;
@@ -85,6 +84,15 @@ template <class T>
   series = series * s2 + 1.F / 3.F;
   series = series * s2 + 1.F;
   return fmaxf(v, 0.F) + 2.F * s * series;
+}
+[[nodiscard]] __device__ __forceinline__ float softplus(float v) {
+  return softplus_of(v, fast_exp2(-kLog2E * fabsf(v)));
+}
+/// Also its slope, sigmoid(v).
+[[nodiscard]] __device__ __forceinline__ float softplus(float v, float& slope) {
+  const float m = fast_exp2(-kLog2E * fabsf(v));
+  slope = (v >= 0.F ? 1.F : m) * fast_reciprocal(1.F + m);
+  return softplus_of(v, m);
 }
 template <class T>
 [[nodiscard]] __device__ __forceinline__ float step_size(const Source<T>& in, float v) {
@@ -105,15 +113,18 @@ struct ColumnTile {
   static_assert(kCount * kThreads == kTile * 2 * kPadded);
   T values[kCount];
 
-  __device__ __forceinline__ void load(const Source<T>& in, std::int64_t sequence, int start) {
+  __device__ __forceinline__ void load(const Source<T>& in, std::int64_t sequence, int start, int thread) {
+    const std::int64_t first = (sequence * in.tokens + start) * in.bc_row;
+    const T* const b = in.b + first;
+    const T* const c = in.c + first;
+    const int row = static_cast<int>(in.bc_row);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int element = i * kThreads + static_cast<int>(threadIdx.x);
-      const int t = start + element / (2 * kPadded);
+      const int element = i * kThreads + thread;
+      const int step = element / (2 * kPadded);
       const int n = element % kPadded;
-      const T* const from = element / kPadded % 2 == 0 ? in.b : in.c;
-      const bool inside = n < in.state && t < in.tokens;
-      values[i] = inside ? from[(sequence * in.tokens + t) * in.bc_row + n] : from_float<T>(0.F);
+      const bool inside = n < in.state && start + step < in.tokens;
+      values[i] = inside ? (element / kPadded % 2 == 0 ? b : c)[step * row + n] : from_float<T>(0.F);
     }
   }
   __device__ __forceinline__ void store(float* to) const {

@@ -79,13 +79,13 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks<kLanes * kStates>) fo
   };
 
   ColumnTile<T, kPadded> next;
-  next.load(in, sequence, 0);
+  next.load(in, sequence, 0, static_cast<int>(threadIdx.x));
   load_group(0);
   next.store(reinterpret_cast<float*>(columns[0]));
   __syncthreads();
   for (int start = 0, buffer = 0; start < in.tokens; start += kTile) {
     const bool more = start + kTile < in.tokens;
-    if (kBuffers == 2 && more) next.load(in, sequence, start + kTile);
+    if (kBuffers == 2 && more) next.load(in, sequence, start + kTile, static_cast<int>(threadIdx.x));
     if (start > 0 && p.checkpoints != nullptr && present) {
       const std::int64_t tiles = (in.tokens - 1) / kTile;
       store_states<kLanes>(p.checkpoints + ((sequence * tiles + start / kTile - 1) * in.width + channel) * in.state, h,
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks<kLanes * kStates>) fo
     }
 
     if constexpr (kBuffers == 1) {
-      if (more) next.load(in, sequence, start + kTile);
+      if (more) next.load(in, sequence, start + kTile, static_cast<int>(threadIdx.x));
       __syncthreads();
     }
     buffer = (buffer + 1) % kBuffers;

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
     const unsigned prompt = position / points;
     const unsigned point = position - prompt * points;
     const float error = to_float(predictions[layout.prediction_at(prompt, point) + column]) -
-                        targets[position * layout.target_columns + column];
+                        targets[layout.target_at(position) + column];
     if (mask == nullptr || mask[position] != 0) {
       sum += error * error;
       count += column == 0 || !layout.options.sum_columns ? 1 : 0;
@@ -76,14 +76,15 @@ __global__ void __launch_bounds__(kBackwardThreads)
   const unsigned i = blockIdx.x * kBackwardThreads + threadIdx.x;
   if (i >= static_cast<unsigned>(layout.batch) * tokens * stored) return;
   const unsigned row = i / stored;
-  const unsigned column = i - row * stored;
+  // wraps around for columns before the first that counts, so that one comparison is enough
+  const unsigned column = i - row * stored - static_cast<unsigned>(layout.options.first_column);
   float d = 0.F;
   if (column < layout.options.columns) {
     const unsigned prompt = row / tokens;
     const int point = layout.point_of(static_cast<int>(row - prompt * tokens));
     const std::int64_t position = prompt * layout.points + point;
     if (point >= 0 && (mask == nullptr || mask[position] != 0)) {
-      d = 2.F * *dloss * *weight * (to_float(predictions[i]) - targets[position * layout.target_columns + column]);
+      d = 2.F * *dloss * *weight * (to_float(predictions[i]) - targets[layout.target_at(position) + column]);
     }
   }
   dpredictions[i] = from_float<T>(accumulate ? to_float(dpredictions[i]) + d : d);

@@ -394,6 +394,13 @@ std::string_view selector_of(std::string_view table) {
 
 RegisterSettings::RegisterSettings(SettingGroup group) { registry().push_back(std::move(group)); }
 
+bool has_tag(std::string_view table, std::string_view owner, std::string_view tag) {
+  return std::any_of(registry().begin(), registry().end(), [&](const SettingGroup& group) {
+    return group.table == table && group.owner == owner &&
+           std::find(group.tags.begin(), group.tags.end(), tag) != group.tags.end();
+  });
+}
+
 std::vector<SettingGroup> registered_settings() {
   std::vector<SettingGroup> groups = registry();
   std::stable_sort(groups.begin(), groups.end(), [](const SettingGroup& a, const SettingGroup& b) {

@@ -178,6 +178,7 @@ struct SettingGroup {
   std::string doc;
   std::vector<SettingKey> keys = {};
   std::vector<SettingCheck> checks = {};
+  std::vector<std::string> tags = {};  // what other tables may ask about the owner: "tokens"
 };
 
 /// "task.name" for "task"; empty for a table without one.
@@ -189,6 +190,9 @@ struct SettingGroup {
 struct RegisterSettings {
   explicit RegisterSettings(SettingGroup group);
 };
+
+/// Whether the group of this table and owner carries a tag.
+[[nodiscard]] bool has_tag(std::string_view table, std::string_view owner, std::string_view tag);
 
 /// All registered groups, sorted by table and owner, so that nothing depends on the order of linking.
 [[nodiscard]] std::vector<SettingGroup> registered_settings();

@@ -14,6 +14,7 @@ namespace graft {
 [[nodiscard]] inline LinearInit block_linear_init(const ModelConfig& config, const BlockPosition& position,
                                                   std::int64_t fan_in, bool into_residual) {
   if (config.init == BlockInit::Default) return {init::uniform_fan_in(fan_in), init::constant(0)};
+  if (config.init == BlockInit::Normal) return {init::normal(0.02), init::constant(0)};
   const double depth = into_residual ? std::sqrt(static_cast<double>(position.blocks)) : 1.0;
   return {init::normal(0.02 / depth), init::constant(0)};
 }

@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "models/mixer_state.h"
 #include "models/ssm_init.h"
 #include "ops/causal_conv1d.h"
 #include "ops/columns.h"
+#include "ops/decode_conv1d.h"
+#include "ops/decode_scan.h"
 #include "ops/selective_scan.h"
 
 namespace graft {
@@ -54,9 +57,7 @@ MambaMixer::MambaMixer(ParameterStore& store, const std::string& scope, const Mo
   out_ = Linear(store, scope + ".out", inner_, width_, ssm_output_init(inner_, position), {.bias = false});
 }
 
-Tensor MambaMixer::operator()(const Context& ctx, const Tensor& x) const {
-  const Tensor packed = in_(ctx, x);  // [B, T, 2 inner]: the convolved half, the gate
-  const Tensor u = causal_conv1d(ctx, packed, 0, inner_, conv_weight_.tensor(ctx), conv_bias_.tensor(ctx), true);
+SelectiveScanInputs MambaMixer::scan_inputs(const Context& ctx, const Tensor& packed, const Tensor& u) const {
   const Tensor selection = x_(ctx, u);  // [B, T, rank | state | state]
   const Tensor delta = dt_(ctx, columns(ctx, selection, 0, rank_));
   SelectiveScanInputs inputs;
@@ -70,7 +71,25 @@ Tensor MambaMixer::operator()(const Context& ctx, const Tensor& x) const {
   inputs.z = packed;
   inputs.z_offset = inner_;
   inputs.delta_bias = dt_bias_.master(ctx);
-  return out_(ctx, selective_scan(ctx, inputs));
+  return inputs;
+}
+
+Tensor MambaMixer::operator()(const Context& ctx, const Tensor& x) const {
+  const Tensor packed = in_(ctx, x);  // [B, T, 2 inner]: the convolved half, the gate
+  const Tensor u = causal_conv1d(ctx, packed, 0, inner_, conv_weight_.tensor(ctx), conv_bias_.tensor(ctx), true);
+  return out_(ctx, selective_scan(ctx, scan_inputs(ctx, packed, u)));
+}
+
+MixerState MambaMixer::make_state(const Context& ctx, std::int64_t batch, std::int64_t) const {
+  return {{empty_state(ctx, {batch, kConvWidth - 1, inner_}, ctx.compute_dtype(), "convolution state"),
+           empty_state(ctx, {batch, inner_, state_}, ctx.stream_dtype(), "scan state")}};
+}
+
+Tensor MambaMixer::extend(const Context& ctx, const Tensor& x, const MixerState& state, const Tensor&) const {
+  const Tensor packed = in_(ctx, x);
+  const Tensor u = extend_causal_conv1d(ctx, packed, 0, inner_, conv_weight_.tensor(ctx), conv_bias_.tensor(ctx), true,
+                                        state.parts[0]);
+  return out_(ctx, extend_selective_scan(ctx, scan_inputs(ctx, packed, u), state.parts[1]));
 }
 
 double MambaMixer::forward_flops(std::int64_t tokens) const {

@@ -5,6 +5,7 @@
 
 #include "models/linear.h"
 #include "models/mixer.h"
+#include "ops/selective_scan.h"
 
 namespace graft {
 
@@ -20,10 +21,15 @@ class MambaMixer final : public Mixer {
  public:
   MambaMixer(ParameterStore& store, const std::string& scope, const ModelConfig& config, const BlockPosition& position);
   [[nodiscard]] Tensor operator()(const Context& ctx, const Tensor& x) const override;
+  [[nodiscard]] MixerState make_state(const Context& ctx, std::int64_t batch, std::int64_t capacity) const override;
+  [[nodiscard]] Tensor extend(const Context& ctx, const Tensor& x, const MixerState& state,
+                              const Tensor& length) const override;
   [[nodiscard]] double forward_flops(std::int64_t tokens) const override;
 
  private:
   static constexpr std::int64_t kConvWidth = 4;
+  /// What the scan reads: u is the convolved half of `packed`, which holds the gate too.
+  [[nodiscard]] SelectiveScanInputs scan_inputs(const Context& ctx, const Tensor& packed, const Tensor& u) const;
   std::int64_t width_;
   std::int64_t inner_;
   std::int64_t state_;

@@ -1,7 +1,9 @@
-// Mamba and its hybrids with attention, as the in-context-learning study builds them.
+// Mamba and its hybrids with attention, as the in-context-learning study builds them; Mamba also as the retrieval study
+// does.
 
 #include <fmt/format.h>
 
+#include "models/language_model.h"
 #include "models/model_config.h"
 
 namespace graft {
@@ -18,9 +20,15 @@ void common(ModelConfig& config) {
 const RegisterSettings mamba_settings{{
     .table = "model",
     .owner = "mamba",
-    .doc = "Mamba blocks, two a layer, no positions; pattern \"M*(2 layers)\"",
+    .doc = "Mamba blocks, no positions; pattern \"M*(2 layers)\", and in tasks on token ids, where a layer is one block, "
+           "\"M*layers\" with RMS norms",
 }};
 const RegisterPreset mamba{{"mamba", [](ModelConfig& config) {
+                              if (config.tokens) {
+                                language_model(config);
+                                config.pattern = fmt::format("M*{}", config.layers);
+                                return;
+                              }
                               common(config);
                               config.pattern = fmt::format("M*{}", 2 * config.layers);
                             }}};

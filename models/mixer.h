@@ -14,11 +14,32 @@
 
 namespace graft {
 
+/// What a mixer remembers of the tokens it has read, when it reads a sequence piece by piece: keys and values, the last
+/// inputs of a convolution, the state of a scan. Empty for mixers that look at one token at a time.
+struct MixerState {
+  std::vector<Tensor> parts;
+};
+
 /// The branch of one residual block: [B, T, D] -> [B, T, D]. Attention, the MLP, and state-space mixers implement it.
 class Mixer {
  public:
   virtual ~Mixer() = default;
   [[nodiscard]] virtual Tensor operator()(const Context& ctx, const Tensor& x) const = 0;
+
+  /// The state before the first token, for `batch` sequences of at most `capacity` tokens; in run memory.
+  [[nodiscard]] virtual MixerState make_state(const Context& ctx, std::int64_t batch, std::int64_t capacity) const {
+    static_cast<void>(ctx), static_cast<void>(batch), static_cast<void>(capacity);
+    return {};
+  }
+  /// Reads n further tokens x [B, n, D] and gives what operator() gives for them at the end of the whole sequence; the
+  /// state is brought up to date in place. For inference: nothing is recorded.
+  ///   length  [1] int32 on the device, tokens read before these; the caller advances it when all mixers have read
+  [[nodiscard]] virtual Tensor extend(const Context& ctx, const Tensor& x, const MixerState& state,
+                                      const Tensor& length) const {
+    static_cast<void>(state), static_cast<void>(length);
+    return (*this)(ctx, x);
+  }
+
   /// Forward floating-point operations for one sequence, a multiply-add counted as two; norms, activations
   /// and softmax are not counted, attention is counted dense.
   [[nodiscard]] virtual double forward_flops(std::int64_t tokens) const = 0;
@@ -32,6 +53,9 @@ struct BlockPosition {
   std::int64_t blocks = 1;  // that initialisation scales with
 };
 
+/// What a mixer is in the language of hybrids: part of a Transformer, or a state-space model.
+enum class MixerKind : std::uint8_t { StateSpace, Transformer };
+
 /// A kind of mixer, as block patterns name it.
 struct MixerEntry {
   std::string symbol;  // an upper-case letter, then lower-case letters or digits: "A", "M2"
@@ -43,6 +67,7 @@ struct MixerEntry {
   /// What cannot be built or trained with these settings, said in terms of their keys; empty: nothing to say. `make`
   /// throws ArgumentError on such a configuration, or the mixer's ops do.
   std::function<void(const ModelConfig& config, SettingMistakes& mistakes)> check = {};
+  MixerKind kind = MixerKind::StateSpace;
 };
 
 /// Adds a mixer when the file that holds it is loaded; nothing lists all of them.

@@ -8,8 +8,8 @@
 
 namespace graft {
 
-/// Two linear layers with a tanh-form GELU between them, hidden width mlp_ratio times the model's.
-/// Parameters: in.weight [rD, D], in.bias, out.weight [D, rD], out.bias.
+/// Two linear layers with a GELU between them, tanh form or exact; hidden width W = mlp_width, or mlp_ratio times the
+/// model's. Parameters: in.weight [W, D], in.bias, out.weight [D, W], out.bias.
 class MlpMixer final : public Mixer {
  public:
   MlpMixer(ParameterStore& store, const std::string& scope, const ModelConfig& config, const BlockPosition& position);
@@ -19,6 +19,7 @@ class MlpMixer final : public Mixer {
  private:
   std::int64_t width_;
   std::int64_t hidden_;
+  Activation activation_;
   Linear in_;
   Linear out_;
 };

@@ -43,8 +43,9 @@ void check_model(const Settings& settings, SettingMistakes& mistakes) {
   }
   std::set<std::string> symbols;
   try {
-    const std::vector<std::string> blocks = expand_pattern(config.pattern);
-    symbols.insert(blocks.begin(), blocks.end());
+    for (const PatternLayer& layer : expand_pattern(config.pattern)) {
+      symbols.insert(layer.branches.begin(), layer.branches.end());
+    }
   } catch (const ArgumentError& error) {
     mistakes.add({blame, "model.layers"}, error.what());
   }

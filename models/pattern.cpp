@@ -10,13 +10,14 @@ namespace {
 
 constexpr std::size_t kMaxBlocks = 1000;
 constexpr int kMaxDepth = 16;
+constexpr std::size_t kMaxBranches = 3;
 
 class Parser {
  public:
   explicit Parser(std::string_view text) : text_(text) {}
 
-  std::vector<std::string> parse() {
-    std::vector<std::string> blocks = sequence(0);
+  std::vector<PatternLayer> parse() {
+    std::vector<PatternLayer> blocks = sequence(0);
     check(at_ == text_.size(), "\")\" without \"(\"");
     check(!blocks.empty(), "no blocks, expected something like \"(AF)*12\"");
     return blocks;
@@ -30,13 +31,13 @@ class Parser {
     while (at_ < text_.size() && text_[at_] == ' ') ++at_;
   }
 
-  std::vector<std::string> sequence(int depth) {
+  std::vector<PatternLayer> sequence(int depth) {
     check(depth <= kMaxDepth, "parentheses nested too deeply, expected at most 16");
-    std::vector<std::string> blocks;
+    std::vector<PatternLayer> blocks;
     for (;;) {
       skip_spaces();
       if (at_ == text_.size() || text_[at_] == ')') return blocks;
-      const std::vector<std::string> item = one_item(depth);
+      const std::vector<PatternLayer> item = one_item(depth);
       const std::size_t count = repeat_count();
       check(item.empty() || count <= kMaxBlocks / item.size(), "more than 1000 blocks");
       for (std::size_t i = 0; i < count; ++i) blocks.insert(blocks.end(), item.begin(), item.end());
@@ -44,23 +45,52 @@ class Parser {
     }
   }
 
-  std::vector<std::string> one_item(int depth) {
+  std::vector<PatternLayer> one_item(int depth) {
     if (text_[at_] == '(') {
       ++at_;
-      std::vector<std::string> inner = sequence(depth + 1);
+      std::vector<PatternLayer> inner = sequence(depth + 1);
       check(at_ < text_.size(), "the end, expected \")\"");
       check(!inner.empty(), "empty parentheses");
       ++at_;
       return inner;
     }
+    if (text_[at_] == '[') return {brackets()};
+    return {{{symbol("\"(\", \"[\" or ")}, 1}};
+  }
+
+  PatternLayer brackets() {
+    ++at_;
+    PatternLayer layer;
+    bool barred = false;
+    for (;;) {
+      skip_spaces();
+      check(at_ < text_.size(), "the end, expected \"]\"");
+      if (text_[at_] == ']' || text_[at_] == '|') {
+        check(layer.branches.size() > (barred ? layer.gated : 0), "expected a mixer's symbol before this");
+        if (text_[at_] == ']') break;
+        check(!barred, "a second \"|\", expected one at most");
+        barred = true;
+        layer.gated = layer.branches.size();
+        ++at_;
+        continue;
+      }
+      check(layer.branches.size() < kMaxBranches, "more than 3 mixers side by side");
+      layer.branches.push_back(symbol("\"]\", \"|\" or "));
+    }
+    ++at_;
+    if (!barred) layer.gated = layer.branches.size();
+    return layer;
+  }
+
+  std::string symbol(std::string_view alternatives) {
     check(std::isupper(static_cast<unsigned char>(text_[at_])) != 0,
-          "expected \"(\" or a mixer's symbol, which starts with an upper-case letter");
+          fmt::format("expected {}a mixer's symbol, which starts with an upper-case letter", alternatives));
     const std::size_t first = at_++;
     while (at_ < text_.size() && (std::islower(static_cast<unsigned char>(text_[at_])) != 0 ||
                                   std::isdigit(static_cast<unsigned char>(text_[at_])) != 0)) {
       ++at_;
     }
-    return {std::string(text_.substr(first, at_ - first))};
+    return std::string(text_.substr(first, at_ - first));
   }
 
   std::size_t repeat_count() {
@@ -83,6 +113,6 @@ class Parser {
 
 }  // namespace
 
-std::vector<std::string> expand_pattern(std::string_view pattern) { return Parser(pattern).parse(); }
+std::vector<PatternLayer> expand_pattern(std::string_view pattern) { return Parser(pattern).parse(); }
 
 }  // namespace graft

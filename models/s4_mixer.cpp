@@ -4,8 +4,11 @@
 #include <numbers>
 
 #include "engine/require.h"
+#include "models/mixer_state.h"
 #include "models/ssm_init.h"
 #include "ops/causal_conv1d.h"
+#include "ops/decode_conv1d.h"
+#include "ops/decode_s4d.h"
 #include "ops/dropout.h"
 #include "ops/gelu.h"
 #include "ops/glu.h"
@@ -94,6 +97,15 @@ Tensor S4Mixer::operator()(const Context& ctx, const Tensor& x) const {
   return glu(ctx, out_(ctx, gelu(ctx, s4d(ctx, x, layer_.parameters(ctx)), GeluKind::Erf)));
 }
 
+MixerState S4Mixer::make_state(const Context& ctx, std::int64_t batch, std::int64_t) const {
+  return {{empty_state(ctx, {batch, layer_.channels, layer_.modes, 2}, ctx.stream_dtype(), "s4d state")}};
+}
+
+Tensor S4Mixer::extend(const Context& ctx, const Tensor& x, const MixerState& state, const Tensor&) const {
+  const Tensor y = extend_s4d(ctx, x, layer_.parameters(ctx), {}, state.parts[0]);
+  return glu(ctx, out_(ctx, gelu(ctx, y, GeluKind::Erf)));
+}
+
 double S4Mixer::forward_flops(std::int64_t tokens) const {
   const auto d = static_cast<double>(width_);
   return layer_.forward_flops(tokens) + 4 * static_cast<double>(tokens) * d * d;
@@ -121,6 +133,18 @@ Tensor S4MambaMixer::operator()(const Context& ctx, const Tensor& x) const {
   // The mask multiplies before or after the gate alike.
   const Tensor gated = s4d(ctx, u, layer_.parameters(ctx), {packed, inner_, gate_});
   return out_(ctx, dropout(ctx, gated, dropout_, static_cast<std::uint32_t>(index_), true));
+}
+
+MixerState S4MambaMixer::make_state(const Context& ctx, std::int64_t batch, std::int64_t) const {
+  return {{empty_state(ctx, {batch, kConvWidth - 1, inner_}, ctx.compute_dtype(), "convolution state"),
+           empty_state(ctx, {batch, layer_.channels, layer_.modes, 2}, ctx.stream_dtype(), "s4d state")}};
+}
+
+Tensor S4MambaMixer::extend(const Context& ctx, const Tensor& x, const MixerState& state, const Tensor&) const {
+  const Tensor packed = in_(ctx, x);
+  const Tensor u = extend_causal_conv1d(ctx, packed, 0, inner_, conv_weight_.tensor(ctx), conv_bias_.tensor(ctx), true,
+                                        state.parts[0]);
+  return out_(ctx, extend_s4d(ctx, u, layer_.parameters(ctx), {packed, inner_, gate_}, state.parts[1]));
 }
 
 double S4MambaMixer::forward_flops(std::int64_t tokens) const {

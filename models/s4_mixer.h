@@ -30,6 +30,9 @@ class S4Mixer final : public Mixer {
  public:
   S4Mixer(ParameterStore& store, const std::string& scope, const ModelConfig& config);
   [[nodiscard]] Tensor operator()(const Context& ctx, const Tensor& x) const override;
+  [[nodiscard]] MixerState make_state(const Context& ctx, std::int64_t batch, std::int64_t capacity) const override;
+  [[nodiscard]] Tensor extend(const Context& ctx, const Tensor& x, const MixerState& state,
+                              const Tensor& length) const override;
   [[nodiscard]] double forward_flops(std::int64_t tokens) const override;
 
  private:
@@ -47,6 +50,9 @@ class S4MambaMixer final : public Mixer {
   S4MambaMixer(ParameterStore& store, const std::string& scope, const ModelConfig& config,
                const BlockPosition& position);
   [[nodiscard]] Tensor operator()(const Context& ctx, const Tensor& x) const override;
+  [[nodiscard]] MixerState make_state(const Context& ctx, std::int64_t batch, std::int64_t capacity) const override;
+  [[nodiscard]] Tensor extend(const Context& ctx, const Tensor& x, const MixerState& state,
+                              const Tensor& length) const override;
   [[nodiscard]] double forward_flops(std::int64_t tokens) const override;
 
  private:

@@ -1,5 +1,6 @@
 #include "ops/activation.h"
 #include "ops/elementwise_cpu.h"
+#include "ops/relu_formula.h"
 #include "ops/softplus_formula.h"
 
 namespace graft {
@@ -7,12 +8,14 @@ namespace {
 
 template <class A>
 A value_of(A x, ActivationKind kind) {
-  return kind == ActivationKind::Silu ? silu(x) : softplus(x);
+  if (kind == ActivationKind::Silu) return silu(x);
+  return kind == ActivationKind::Softplus ? softplus(x) : relu(x);
 }
 
 template <class A>
 A slope_of(A x, ActivationKind kind) {
-  return kind == ActivationKind::Silu ? silu_slope(x) : softplus_slope(x);
+  if (kind == ActivationKind::Silu) return silu_slope(x);
+  return kind == ActivationKind::Softplus ? softplus_slope(x) : relu_slope(x);
 }
 
 void forward(Stream& stream, const ActivationForward& args) {

@@ -2,6 +2,7 @@
 
 #include "engine/require.h"
 #include "engine/tape.h"
+#include "ops/decode_checks.h"
 
 namespace graft {
 namespace {
@@ -21,9 +22,16 @@ void check_positions(const Context& ctx, const char* op, const Tensor& table, st
           table.shape()[0]);
 }
 
+void check_start(const Context& ctx, const char* op, const Tensor& start) {
+  if (!start) return;
+  check_inference(ctx, op);
+  check_token_count(op, "start", start);
+}
+
 }  // namespace
 
-Tensor embedding(const Context& ctx, const Tensor& ids, const Tensor& table, const Tensor& positions) {
+Tensor embedding(const Context& ctx, const Tensor& ids, const Tensor& table, const Tensor& positions,
+                 const Tensor& start) {
   require(ids.dtype() == DType::I32, "embedding: ids are {}, expected int32", name_of(ids.dtype()));
   require(ids.shape().rank() == 1 || ids.shape().rank() == 2, "embedding: ids are {}, expected [T] or [B, T]",
           ids.shape().str());
@@ -32,10 +40,12 @@ Tensor embedding(const Context& ctx, const Tensor& ids, const Tensor& table, con
   const std::int64_t tokens = ids.shape().columns();
   const std::int64_t width = table.shape()[1];
   if (positions) check_positions(ctx, "embedding", positions, tokens, width);
+  require(!start || positions, "embedding: a start is given, expected positions that it moves along");
+  check_start(ctx, "embedding", start);
 
   const Shape shape = ids.shape().rank() == 1 ? Shape{tokens, width} : Shape{batch, tokens, width};
   Tensor y = ctx.empty(shape, ctx.stream_dtype(), "embedding");
-  embedding_forward(ctx, {ids.view(), table.view(), positions ? positions.view() : ConstView{}, y.mutable_view()});
+  embedding_forward(ctx, {ids.view(), table.view(), view_or_null(positions), y.mutable_view(), view_or_null(start)});
   if (ctx.tape == nullptr) return y;
   ctx.tape->record(
       "embedding", {table, positions}, y,
@@ -60,14 +70,15 @@ Tensor embedding(const Context& ctx, const Tensor& ids, const Tensor& table, con
   return y;
 }
 
-Tensor add_positions(const Context& ctx, const Tensor& x, const Tensor& table) {
+Tensor add_positions(const Context& ctx, const Tensor& x, const Tensor& table, const Tensor& start) {
   require(x.shape().rank() == 3, "add_positions: x is {}, expected [B, T, D]", x.shape().str());
   require(x.dtype() == ctx.stream_dtype() || x.dtype() == ctx.compute_dtype(),
           "add_positions: x is {}, expected {} or {} in {}", name_of(x.dtype()), name_of(ctx.stream_dtype()),
           name_of(ctx.compute_dtype()), name_of(ctx.precision));
   check_positions(ctx, "add_positions", table, x.shape()[1], x.shape()[2]);
+  check_start(ctx, "add_positions", start);
   Tensor y = ctx.empty(x.shape(), ctx.stream_dtype(), "add_positions");
-  add_positions_forward(ctx, {x.view(), table.view(), y.mutable_view()});
+  add_positions_forward(ctx, {x.view(), table.view(), y.mutable_view(), view_or_null(start)});
   if (ctx.tape == nullptr) return y;
   ctx.tape->record("add_positions", {x, table}, y,
                    [x_ref = GradRef(x), table_ref = GradRef(table)](const Context& c, Grads& grads, const GradRef& dy) {

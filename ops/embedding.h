@@ -14,6 +14,7 @@ struct EmbeddingForward {
   ConstView table;      // [vocabulary, D]
   ConstView positions;  // [>= tokens, D] or null
   View y;               // [batch, tokens, D]
+  ConstView start;      // [1] int32: position of token 0; null: 0
 };
 
 struct EmbeddingBackward {
@@ -27,6 +28,7 @@ struct AddPositionsForward {
   ConstView x;      // [batch, tokens, D]
   ConstView table;  // [>= tokens, D]
   View y;           // [batch, tokens, D]
+  ConstView start;  // [1] int32: position of token 0; null: 0
 };
 
 struct AddPositionsBackward {
@@ -51,19 +53,25 @@ inline constinit Kernel<AddPositionsBackward> add_positions_backward{"add_positi
 ///   ids        [T] or [B, T]     int32
 ///   table      [vocabulary, D]   the stream dtype, or the compute dtype; rows may be padded
 ///   positions  [rows >= T, D]    as table, or an empty tensor: none
+///   start      [1] int32         on the device, for inference: positions are start + t; an empty tensor: 0
 ///   returns    [..., D]          the stream dtype
 /// An id outside [0, vocabulary) gives a row of NaN and no gradient: the host cannot look at ids that are drawn on
-/// the device, and a NaN is seen. Saves the ids.
+/// the device, and a NaN is seen. So does a position outside the table that comes of `start`. Saves the ids.
 /// dtable[v] = sum of dy over the tokens with id v, in order of the tokens: run after run the same bits.
-/// Throws ArgumentError for ids that are not int32, for tables of another width, and for too few positions.
-Tensor embedding(const Context& ctx, const Tensor& ids, const Tensor& table, const Tensor& positions = {});
+/// Throws ArgumentError for ids that are not int32, for tables of another width, for too few positions, and for a start
+/// that is not [1] int32 or comes without positions or while a tape is recording.
+Tensor embedding(const Context& ctx, const Tensor& ids, const Tensor& table, const Tensor& positions = {},
+                 const Tensor& start = {});
 
 /// y[b, t, :] = x[b, t, :] + table[t, :], learned absolute positions.
 ///   x        [B, T, D]       the stream dtype, or the compute dtype
 ///   table    [rows >= T, D]  the stream dtype, or the compute dtype
+///   start    [1] int32       on the device, for inference: the row is start + t; an empty tensor: 0
 ///   returns  [B, T, D]       the stream dtype
 /// Saves nothing. dtable[t] is the sum over the batch in a fixed order.
-/// Throws ArgumentError if the table has fewer than T rows (the message names both numbers) or another width.
-Tensor add_positions(const Context& ctx, const Tensor& x, const Tensor& table);
+/// A position outside the table that comes of `start` gives a row of NaN.
+/// Throws ArgumentError if the table has fewer than T rows (the message names both numbers) or another width, and for a
+/// start that is not [1] int32 or comes while a tape is recording.
+Tensor add_positions(const Context& ctx, const Tensor& x, const Tensor& table, const Tensor& start = {});
 
 }  // namespace graft

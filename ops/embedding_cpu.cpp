@@ -12,10 +12,23 @@ namespace {
 
 constexpr std::int64_t kRowGrain = 32;
 
+/// Row `position` of a table of positions; NaN where it has none.
+template <class A>
+void load_position(const ConstView& table, std::int64_t position, std::vector<A>& row) {
+  if (position >= 0 && position < table.shape[0]) {
+    load_row(table, position * table.shape[1], table.shape[1], row.data());
+  } else {
+    std::fill(row.begin(), row.end(), std::numeric_limits<A>::quiet_NaN());
+  }
+}
+
+std::int64_t value_or_zero(const ConstView& start) { return start ? *start.as<std::int32_t>() : 0; }
+
 void embed(Stream& stream, const EmbeddingForward& args) {
   const std::int64_t tokens = args.ids.shape.columns();
   const std::int64_t vocabulary = args.table.shape[0];
   const std::int64_t width = args.table.shape[1];
+  const std::int64_t start = value_or_zero(args.start);
   const auto* const ids = args.ids.as<std::int32_t>();
   with_accumulate(args.y.dtype, [&](auto a) {
     using A = decltype(a);
@@ -29,7 +42,7 @@ void embed(Stream& stream, const EmbeddingForward& args) {
           std::fill(row.begin(), row.end(), std::numeric_limits<A>::quiet_NaN());
         }
         if (args.positions) {
-          load_row(args.positions, i % tokens * width, width, position.data());
+          load_position(args.positions, start + i % tokens, position);
           for (std::size_t j = 0; j < row.size(); ++j) row[j] += position[j];
         }
         store_row(args.y, i * width, width, row.data());
@@ -66,13 +79,14 @@ void embed_backward(Stream& stream, const EmbeddingBackward& args) {
 void add_table(Stream& stream, const AddPositionsForward& args) {
   const std::int64_t tokens = args.x.shape[1];
   const std::int64_t width = args.x.shape[2];
+  const std::int64_t start = value_or_zero(args.start);
   with_accumulate(args.y.dtype, [&](auto a) {
     using A = decltype(a);
     parallel_for(stream, args.x.shape.rows(), kRowGrain, [&](std::int64_t first, std::int64_t last) {
       std::vector<A> row(static_cast<std::size_t>(width)), position(row);
       for (std::int64_t i = first; i < last; ++i) {
         load_row(args.x, i * width, width, row.data());
-        load_row(args.table, i % tokens * width, width, position.data());
+        load_position(args.table, start + i % tokens, position);
         for (std::size_t j = 0; j < row.size(); ++j) row[j] += position[j];
         store_row(args.y, i * width, width, row.data());
       }

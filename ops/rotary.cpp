@@ -7,6 +7,7 @@
 
 #include "engine/require.h"
 #include "engine/tape.h"
+#include "ops/decode_checks.h"
 
 namespace graft {
 namespace {
@@ -37,7 +38,7 @@ void check_layout(const AttentionLayout& layout, std::int64_t row) {
 }  // namespace
 
 Tensor rotary(const Context& ctx, const Tensor& qkv, const AttentionLayout& layout, std::int64_t rotary_dims,
-              double base) {
+              double base, const Tensor& start) {
   const Shape& shape = qkv.shape();
   require(shape.rank() == 3 && shape.elements() > 0, "rotary: qkv is {}, expected [B, T, row]", shape.str());
   require(is_floating(qkv.dtype()), "rotary: qkv is {}, expected float32, bfloat16 or float64", name_of(qkv.dtype()));
@@ -54,17 +55,22 @@ Tensor rotary(const Context& ctx, const Tensor& qkv, const AttentionLayout& layo
   for (int i = 0; i < args.pairs; ++i) {
     args.frequencies[i] = std::pow(base, -2.0 * i / static_cast<double>(rotary_dims));
   }
+  if (start) {
+    check_token_count("rotary", "start", start);
+    args.start = start.view();
+  }
   Tensor y = ctx.empty(shape, qkv.dtype(), "rotary");
   args.y = {y.mutable_view(), false};
   rotary_forward(ctx, args);
   if (ctx.tape == nullptr) return y;
-  ctx.tape->record("rotary", {qkv}, y, [ref = GradRef(qkv), args](const Context& c, Grads& grads, const GradRef& dy) {
-    RotaryArgs back = args;
-    back.x = grads.of(dy);
-    back.y = grads.into(ref);
-    back.direction = -1;
-    rotary_backward(c, back);
-  });
+  ctx.tape->record("rotary", {qkv}, y,
+                   [ref = GradRef(qkv), args, start](const Context& c, Grads& grads, const GradRef& dy) {
+                     RotaryArgs back = args;
+                     back.x = grads.of(dy);
+                     back.y = grads.into(ref);
+                     back.direction = -1;
+                     rotary_backward(c, back);
+                   });
   return y;
 }
 

@@ -19,6 +19,7 @@ struct RotaryArgs {
   int pairs = 0;
   double direction = 1;                      // -1 turns back
   double frequencies[kMaxRotaryPairs] = {};  // radians a position
+  ConstView start;                           // [1] int32: position of token 0; null: 0
 };
 
 inline constinit Kernel<RotaryArgs> rotary_forward{"rotary_forward"};
@@ -57,13 +58,14 @@ struct RotaryColumn {
 ///   qkv          [B, T, row]  float32, bfloat16 or (CPU only) float64
 ///   layout       where q, k and v of the heads lie in a row, as for causal_attention()
 ///   rotary_dims  even, 0 to head_dim; 0 returns qkv itself
+///   start        [1] int32 on the device: positions are start + t; an empty tensor: 0
 ///   returns      [B, T, row]  a new tensor in qkv's dtype
 /// Angles are exact to float32's rounding at any position: they are reduced in double. The rotation itself is float32
 /// (float64 when qkv is), rounded once. Saves nothing; backward turns the gradient back.
-/// Throws ArgumentError if qkv is not [B, T, row] of a floating type, if rotary_dims or base is out of range, or if
-/// the layout's q and k overlap or leave the row.
+/// Throws ArgumentError if qkv is not [B, T, row] of a floating type, if rotary_dims or base is out of range, if start
+/// is not [1] int32, or if the layout's q and k overlap or leave the row.
 /// Source: Su et al. 2021 (RoFormer), section 3.2.2; pairing of halves: transformers, gpt_neox, apply_rotary_pos_emb.
 [[nodiscard]] Tensor rotary(const Context& ctx, const Tensor& qkv, const AttentionLayout& layout,
-                            std::int64_t rotary_dims, double base = 10000.0);
+                            std::int64_t rotary_dims, double base = 10000.0, const Tensor& start = {});
 
 }  // namespace graft

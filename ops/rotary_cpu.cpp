@@ -18,11 +18,12 @@ void rotate(Stream& stream, const RotaryArgs& args) {
     const std::int64_t tokens = args.x.shape[1];
     const std::int64_t width = args.x.shape[2];
     const auto pairs = static_cast<std::size_t>(args.pairs);
+    const std::int64_t start = args.start ? *args.start.as<std::int32_t>() : 0;
     parallel_for(stream, args.x.shape.rows(), kRowGrain, [&](std::int64_t first, std::int64_t last) {
       std::vector<A> x(static_cast<std::size_t>(width)), cosine(pairs), sine(pairs);
       for (std::int64_t row = first; row < last; ++row) {
         for (std::size_t i = 0; i < pairs; ++i) {
-          const auto angle = static_cast<A>(rotary_angle(row % tokens, args.frequencies[i]));
+          const auto angle = static_cast<A>(rotary_angle(start + row % tokens, args.frequencies[i]));
           cosine[i] = std::cos(angle);
           sine[i] = static_cast<A>(args.direction) * std::sin(angle);
         }

@@ -78,7 +78,7 @@ void run_backward(const Context& ctx, Grads& grads, const GradRef& dy, const Sel
                   const Tensor& checkpoints) {
   const std::int64_t batch = in.u.shape()[0], tokens = in.u.shape()[1], width = in.u.shape()[2];
   const std::int64_t state = in.a_log.shape()[1];
-  const std::int64_t block = selective_scan_channel_block(state);
+  const std::int64_t block = selective_scan_channel_block(batch, width, state);
   const DType stream = ctx.stream_dtype();
   const Tensor partial_bc =
       ctx.empty({batch, tokens, (width + block - 1) / block, 2, state}, stream, "selective_scan partial dB, dC");

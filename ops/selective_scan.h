@@ -20,9 +20,11 @@ inline constexpr std::int64_t kSelectiveScanTile = 16;
 }
 
 /// Channels whose contributions to the gradients of B and C are added up before they are written: a function of the
-/// shape alone, so that results do not depend on the machine.
-[[nodiscard]] constexpr std::int64_t selective_scan_channel_block(std::int64_t state) {
-  if (state <= 16) return 128;
+/// shape alone, so that results do not depend on the machine. Smaller where there are few channels in all.
+[[nodiscard]] constexpr std::int64_t selective_scan_channel_block(std::int64_t batch, std::int64_t width,
+                                                                  std::int64_t state) {
+  if (state <= 4) return 128;
+  if (state <= 16) return batch * ((width + 127) / 128) < 256 ? 64 : 128;
   if (state <= 32) return 64;
   if (state <= 64) return 32;
   return 8;

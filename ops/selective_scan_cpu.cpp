@@ -30,7 +30,7 @@ class ChannelBlock {
         tokens_(in.u.shape[1]),
         width_(in.u.shape[2]),
         state_(in.a_log.shape[1]),
-        block_(selective_scan_channel_block(state_)),
+        block_(selective_scan_channel_block(in.u.shape[0], width_, state_)),
         blocks_(ceil_div(width_, block_)),
         batch_(index / blocks_),
         channel_block_(index % blocks_),
@@ -46,7 +46,8 @@ class ChannelBlock {
   }
 
   static std::int64_t number(const SelectiveScanSource& in) {
-    return in.u.shape[0] * ceil_div(in.u.shape[2], selective_scan_channel_block(in.a_log.shape[1]));
+    return in.u.shape[0] *
+           ceil_div(in.u.shape[2], selective_scan_channel_block(in.u.shape[0], in.u.shape[2], in.a_log.shape[1]));
   }
   static std::size_t elements(std::int64_t n) { return static_cast<std::size_t>(n); }
 

@@ -11,10 +11,12 @@ namespace graft {
 
 /// Which predictions belong to which targets, and how errors are averaged.
 struct SquaredErrorOptions {
-  std::int64_t columns = 0;          // leading columns that count; 0: all columns of the targets
+  std::int64_t columns = 0;          // columns that count; 0: all columns of the targets from target_column on
   std::int64_t position_stride = 1;  // target i is predicted at token position_stride * i + position_offset
   std::int64_t position_offset = 0;
   bool sum_columns = false;  // a position counts with the sum over its columns (squared norm) instead of their mean
+  std::int64_t first_column = 0;   // of the predictions' columns that count; those before it are others'
+  std::int64_t target_column = 0;  // of the targets' columns that count
 };
 
 /// What forward and backward kernels know of the layout.
@@ -29,9 +31,14 @@ struct SquaredErrorLayout {
   /// Elements that are compared if no position is masked.
   [[nodiscard]] GRAFT_HD std::int64_t elements() const { return batch * points * options.columns; }
 
-  /// Index of the first column of the prediction of target (prompt, point).
+  /// Index of the first column that counts of the prediction of target (prompt, point).
   [[nodiscard]] GRAFT_HD std::int64_t prediction_at(std::int64_t prompt, std::int64_t point) const {
-    return (prompt * tokens + options.position_stride * point + options.position_offset) * stored_columns;
+    return (prompt * tokens + options.position_stride * point + options.position_offset) * stored_columns +
+           options.first_column;
+  }
+  /// Index of the first column that counts of target `position` = prompt * points + point.
+  [[nodiscard]] GRAFT_HD std::int64_t target_at(std::int64_t position) const {
+    return position * target_columns + options.target_column;
   }
   /// The target point that token `token` predicts, or -1.
   [[nodiscard]] GRAFT_HD int point_of(int token) const {
@@ -71,7 +78,8 @@ inline constinit Kernel<SquaredErrorBackward> squared_error_backward{"squared_er
 /// Mean squared error of predictions at chosen tokens:
 ///   loss = sum over scored (b, i) and c of (predictions[b, stride * i + offset, c] - targets[b, i, c])^2 / terms,
 ///   terms = scored positions * columns, or scored positions alone with options.sum_columns.
-///   predictions  [B, T, stored]    the compute or stream dtype; only the first `columns` columns are read
+/// c runs over `columns` columns, from first_column of the predictions and target_column of the targets on.
+///   predictions  [B, T, stored]      the compute or stream dtype
 ///   targets      [B, N, >= columns]  the stream dtype
 ///   mask         [B, N]            uint8, 1 = the position counts; or an empty tensor: all do
 ///   returns      []                the stream dtype
@@ -82,5 +90,10 @@ inline constinit Kernel<SquaredErrorBackward> squared_error_backward{"squared_er
 /// Source: Garg et al. 2022, section 3; the masked form is the loss of krafton-ai/mambaformer-icl (train.py).
 Tensor squared_error(const Context& ctx, const Tensor& predictions, const Tensor& targets, const Tensor& mask = {},
                      const SquaredErrorOptions& options = {});
+
+/// The checks of squared_error() and what they establish, for ops that read predictions and targets the same way.
+[[nodiscard]] SquaredErrorLayout squared_error_layout(const Context& ctx, const char* op, const Tensor& predictions,
+                                                      const Tensor& targets, const Tensor& mask,
+                                                      const SquaredErrorOptions& options);
 
 }  // namespace graft

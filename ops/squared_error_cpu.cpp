@@ -28,7 +28,7 @@ void forward(Stream& stream, const SquaredErrorForward& args) {
       if (!scored(args.mask, position)) continue;
       const std::int64_t at = layout.prediction_at(position / layout.points, position % layout.points) + column;
       const double error = load_element<double>(args.predictions, at) -
-                           load_element<double>(args.targets, position * layout.target_columns + column);
+                           load_element<double>(args.targets, layout.target_at(position) + column);
       sum += error * error;
       count += column == 0 || !layout.options.sum_columns ? 1 : 0;
     }
@@ -59,9 +59,10 @@ void backward(Stream& stream, const SquaredErrorBackward& args) {
       const std::int64_t position = i / layout.tokens * layout.points + point;
       if (point >= 0 && scored(args.mask, position)) {
         for (std::int64_t c = 0; c < layout.options.columns; ++c) {
-          row[static_cast<std::size_t>(c)] =
-              scale * (load_element<double>(args.predictions, i * layout.stored_columns + c) -
-                       load_element<double>(args.targets, position * layout.target_columns + c));
+          const std::int64_t column = layout.options.first_column + c;
+          row[static_cast<std::size_t>(column)] =
+              scale * (load_element<double>(args.predictions, i * layout.stored_columns + column) -
+                       load_element<double>(args.targets, layout.target_at(position) + c));
         }
       }
       store_gradient(args.dpredictions, i * layout.stored_columns, layout.stored_columns, row.data());

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <exception>
 #include <limits>
 #include <map>
@@ -121,9 +122,22 @@ std::vector<std::string> baseline_names() {
 
 std::vector<double> predict(const Baseline& baseline, std::span<const float> xs, std::span<const float> ys,
                             std::int64_t prompts, std::int64_t points, std::int64_t dim, int threads) {
+  return predict(baseline, xs, ys, prompts, points, dim, PredictOptions{.threads = threads});
+}
+
+std::vector<double> predict(const Baseline& baseline, std::span<const float> xs, std::span<const float> ys,
+                            std::int64_t prompts, std::int64_t points, std::int64_t dim,
+                            const PredictOptions& options) {
   check_prompts(xs, ys, prompts, points, dim);
+  require(options.scored.empty() || options.scored.size() == ys.size(),
+          "baselines: {} marks of scored points, expected {} x {}", options.scored.size(), prompts, points);
+  require(options.wanted.empty() || options.wanted.size() == static_cast<std::size_t>(points),
+          "baselines: {} marks of wanted positions, expected {}", options.wanted.size(), points);
   std::vector<double> predictions(static_cast<std::size_t>(prompts * points));
   std::atomic<std::int64_t> next{0};
+  std::atomic<bool> stopped{false};
+  std::int64_t done = 0;
+  std::mutex done_mutex;
   std::exception_ptr failure;
   std::mutex failure_mutex;
   const auto work = [&] {
@@ -131,9 +145,26 @@ std::vector<double> predict(const Baseline& baseline, std::span<const float> xs,
     const auto inputs = static_cast<std::size_t>(points * dim);
     for (std::int64_t prompt = next++; prompt < prompts; prompt = next++) {
       const auto p = static_cast<std::size_t>(prompt);
+      const std::span<double> answers = std::span(predictions).subspan(p * row, row);
       try {
-        baseline.predict({xs.subspan(p * inputs, inputs), ys.subspan(p * row, row), points, dim},
-                         std::span(predictions).subspan(p * row, row));
+        if (options.stop && options.stop()) {
+          stopped = true;
+          return;
+        }
+        const PromptPoints prompt_points{xs.subspan(p * inputs, inputs),
+                                         ys.subspan(p * row, row),
+                                         points,
+                                         dim,
+                                         options.scored.empty() ? options.scored : options.scored.subspan(p * row, row),
+                                         options.wanted};
+        baseline.predict(prompt_points, answers);
+        for (std::int64_t i = 0; i < points; ++i) {
+          if (!prompt_points.is_wanted(i)) answers[static_cast<std::size_t>(i)] = std::nan("");
+        }
+        if (options.progress) {
+          const std::lock_guard lock(done_mutex);
+          options.progress(++done);
+        }
       } catch (...) {
         const std::lock_guard lock(failure_mutex);
         if (!failure) failure = std::current_exception();
@@ -142,15 +173,26 @@ std::vector<double> predict(const Baseline& baseline, std::span<const float> xs,
     }
   };
   use_one_blas_thread();
-  const auto wanted =
-      threads > 0 ? static_cast<std::int64_t>(threads) : static_cast<std::int64_t>(std::thread::hardware_concurrency());
+  const std::int64_t wanted =
+      options.threads > 0 ? options.threads : static_cast<std::int64_t>(std::thread::hardware_concurrency());
   {
     std::vector<std::jthread> workers;
     for (std::int64_t i = 1; i < std::min(wanted, prompts); ++i) workers.emplace_back(work);
     work();
   }
   if (failure) std::rethrow_exception(failure);
+  if (stopped) predictions.clear();
   return predictions;
+}
+
+std::vector<std::uint8_t> spread_positions(std::int64_t points, std::int64_t count) {
+  require(points >= 1 && count >= 1, "baselines: {} of {} positions, expected at least 1 of 1", count, points);
+  std::vector<std::uint8_t> wanted(static_cast<std::size_t>(points));
+  const std::int64_t parts = std::max<std::int64_t>(std::min(count, points - 1), 1);
+  for (std::int64_t k = 0; k <= parts; ++k) {
+    wanted[static_cast<std::size_t>((2 * k * (points - 1) + parts) / (2 * parts))] = 1;
+  }
+  return wanted;
 }
 
 }  // namespace graft

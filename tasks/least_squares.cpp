@@ -1,4 +1,4 @@
-// The least-squares baseline (see tasks/baselines.h).
+// The least-squares baselines (see tasks/baselines.h).
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -67,6 +67,8 @@ class GrowingLeastSquares {
     ++points_;
   }
 
+  [[nodiscard]] std::int64_t points() const { return points_; }
+
   /// The fit to all points so far.
   const std::vector<double>& fit() {
     if (points_ >= dim_ && well_conditioned()) {
@@ -128,21 +130,27 @@ class GrowingLeastSquares {
   std::vector<int> pivots_;
 };
 
-void predict_least_squares(const PromptPoints& prompt, std::span<double> predictions) {
+void predict_least_squares(const PromptPoints& prompt, std::span<double> predictions, bool scored_only) {
   GrowingLeastSquares fits(prompt.dim);
   for (std::int64_t i = 0; i < prompt.points; ++i) {
     const float* x = &prompt.xs[static_cast<std::size_t>(i * prompt.dim)];
     double prediction = 0;
-    if (i > 0) {
+    if (fits.points() > 0) {
       const std::vector<double>& weights = fits.fit();
       for (std::int64_t j = 0; j < prompt.dim; ++j) prediction += weights[static_cast<std::size_t>(j)] * x[j];
     }
     predictions[static_cast<std::size_t>(i)] = prediction;
-    fits.add(x, prompt.ys[static_cast<std::size_t>(i)]);
+    if (!scored_only || prompt.is_scored(i)) fits.add(x, prompt.y(i));
   }
 }
 
-const RegisterBaseline registered{{"least_squares", predict_least_squares}};
+const RegisterBaseline registered{{"least_squares", [](const PromptPoints& prompt, std::span<double> predictions) {
+                                     predict_least_squares(prompt, predictions, false);
+                                   }}};
+const RegisterBaseline registered_clean{
+    {"least_squares_clean", [](const PromptPoints& prompt, std::span<double> predictions) {
+       predict_least_squares(prompt, predictions, true);
+     }}};
 
 }  // namespace
 }  // namespace graft

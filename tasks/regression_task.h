@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "engine/require.h"
-#include "ops/gather_positions.h"
+#include "ops/point_scores.h"
 #include "ops/squared_error.h"
 #include "tasks/curriculum_settings.h"
 #include "tasks/prompt_sampler_cpu.h"
@@ -15,7 +15,8 @@
 namespace graft {
 
 /// A task whose prompts are pairs (x_i, y_i) of one law, interleaved as tokens x, (y, 0, ..., 0), and scored by squared
-/// error at the x-tokens. What differs between such tasks is the law and its sampler kernel.
+/// error at the x-tokens, of a law with outliers at those of clean points only. What differs between such tasks is the
+/// law and its sampler kernel.
 template <class Law>
 class RegressionTask : public Task {
  public:
@@ -34,8 +35,9 @@ class RegressionTask : public Task {
     batch.tokens =
         ctx.empty({selection.batch, 2 * points, round_up(law_.dim, 8)}, ctx.compute_dtype(), "prompt tokens");
     batch.targets = ctx.empty({selection.batch, points, 1}, ctx.stream_dtype(), "prompt targets");
+    if constexpr (HasOutliers<Law>) batch.mask = ctx.empty({selection.batch, points}, DType::U8, "scored points");
     sampler_(ctx, {law_, curriculum_.dims, selection, ctx.state, points, batch.tokens.mutable_view(),
-                   batch.targets.mutable_view()});
+                   batch.targets.mutable_view(), batch.mask ? batch.mask.mutable_view() : View{}});
     return batch;
   }
 
@@ -43,8 +45,9 @@ class RegressionTask : public Task {
     return squared_error(ctx, outputs, batch.targets, batch.mask, {.columns = 1, .position_stride = 2});
   }
 
-  [[nodiscard]] Tensor predictions(const Context& ctx, const Tensor& outputs, std::int64_t points) const override {
-    return gather_positions(ctx, outputs, points, 2, 0);
+  [[nodiscard]] Tensor scores(const Context& ctx, const Tensor& outputs, const Batch& batch) const override {
+    return point_scores(ctx, ScoreKind::SquaredError, outputs, batch.targets, batch.mask,
+                        {.columns = 1, .position_stride = 2});
   }
 
   [[nodiscard]] Prompt prompt(std::uint64_t seed, RandomDomain domain, std::uint64_t step,
@@ -52,17 +55,20 @@ class RegressionTask : public Task {
     Prompt prompt;
     prompt.points = final_points_;
     prompt.dim = law_.dim;
-    draw_prompt(law_, Draw{seed, domain, step, example}, final_points_, law_.dim, prompt.truth, prompt.xs, prompt.ys);
+    DrawnPrompt drawn;
+    draw_prompt(law_, Draw{seed, domain, step, example}, final_points_, law_.dim, drawn);
+    prompt.truth = std::move(drawn.parameters);
+    prompt.xs = std::move(drawn.xs);
+    prompt.ys = std::move(drawn.ys);
+    prompt.scored_points = std::move(drawn.scored_points);
+    prompt.y_vectors = std::move(drawn.y_vectors);
     return prompt;
   }
 
-  [[nodiscard]] double score(double prediction, double target) const override {
-    return (prediction - target) * (prediction - target);
-  }
-  [[nodiscard]] std::string_view score_name() const override { return "squared error"; }
-
  protected:
   [[nodiscard]] const Law& law() const { return law_; }
+  [[nodiscard]] const Curriculum& curriculum() const { return curriculum_; }
+  [[nodiscard]] const Kernel<SamplePrompts<Law>>& sampler() const { return sampler_; }
 
  private:
   Law law_;

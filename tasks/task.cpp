@@ -27,6 +27,18 @@ std::unique_ptr<Task> make_task(const Settings& settings) {
   return found->second.make(settings);
 }
 
+std::unique_ptr<Task> Task::suite(std::string_view name) const {
+  std::string known = "standard";
+  for (const std::string& other : suites()) known += ", " + other;
+  throw ArgumentError(fmt::format("suite: this task has no evaluation called \"{}\", expected one of {}", name, known));
+}
+
+std::string Task::truth_text(const Prompt& prompt) const {
+  std::string text = "truth";
+  for (const float value : prompt.truth) text += fmt::format(" {:.3f}", value);
+  return text;
+}
+
 std::vector<std::string> task_names() {
   std::vector<std::string> names;
   for (const auto& [name, entry] : tasks()) names.push_back(name);

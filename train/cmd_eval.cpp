@@ -43,6 +43,15 @@ Target find_target(const std::string& text) {
       "eval: {} is neither a run's directory (with resolved.toml) nor a checkpoint in one (ckpt/step_<n>)", text));
 }
 
+/// The suites that `wanted` means. Throws ArgumentError naming those that exist.
+std::vector<std::string> suites_of(const Task& task, const std::string& wanted) {
+  std::vector<std::string> all = {kStandardSuite};
+  for (std::string& name : task.suites()) all.push_back(std::move(name));
+  if (wanted == "all") return all;
+  if (wanted != kStandardSuite) static_cast<void>(task.suite(wanted));
+  return {wanted};
+}
+
 int evaluate(const EvalArguments& arguments) {
   const Target target = find_target(arguments.target);
   const RunConfig config = load_config((target.run / "resolved.toml").string(), arguments.overrides);
@@ -60,16 +69,24 @@ int evaluate(const EvalArguments& arguments) {
     checkpoint = CheckpointDirectory::load(target.checkpoint, CheckpointParts::ModelOnly);
   }
 
+  const std::vector<std::string> suites = suites_of(*experiment.task, arguments.suite);
+
   Session session(experiment, parse_device(arguments.device, config.train.precision), {arguments.threads}, false);
   session.restore(*checkpoint, false);
-  Evaluator evaluator(session, target.run / "baselines.json", Evaluator::CacheUse::ReadOnly);
-  const EvaluationResult result = evaluator.run(checkpoint->step);
-  fmt::print("{} at step {}, {} prompts, {}\n\n{}", config.run.name, result.step, result.prompts,
-             session.runtime().device_name(),
-             summary_table(result, config.model_name(), experiment.task->score_name()));
+  std::string lines;
+  for (const std::string& suite : suites) {
+    Evaluator evaluator(session, suite == kStandardSuite ? target.run / "baselines.json" : fs::path(),
+                        Evaluator::CacheUse::ReadOnly, suite);
+    evaluator.watch({}, [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
+    const EvaluationResult result = evaluator.run(checkpoint->step);
+    fmt::print("{} at step {}, suite {}, {} prompts, {}\n\n{}\n", config.run.name, result.step, suite, result.prompts,
+               session.runtime().device_name(),
+               summary_table(result, config.model_name(), experiment.task->score_name()));
+    lines += result.json().dump() + '\n';
+  }
   if (!arguments.out.empty()) {
     std::ofstream file(arguments.out);
-    file << result.json().dump() << '\n';
+    file << lines;
     if (!file.flush()) throw EnvironmentError(fmt::format("eval: {} cannot be written", arguments.out));
   }
   return static_cast<int>(ExitCode::kDone);
@@ -81,12 +98,12 @@ void add(CLI::App& app, std::function<int()>& action) {
   command->add_option("target", arguments->target, "a run's directory, or one of its checkpoints")
       ->type_name("PATH")
       ->required();
-  command->add_option("--suite", arguments->suite, "what to evaluate")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"standard"}));
+  command->add_option("--suite", arguments->suite, "what to evaluate: standard, another one of the task's, or all")
+      ->type_name("NAME")
+      ->capture_default_str();
   add_override_option(*command, arguments->overrides, "eval.prompts=6400");
   add_device_options(*command, arguments->device, arguments->threads);
-  command->add_option("--out", arguments->out, "also write the result, as one JSON line, to this file (default: none)")
+  command->add_option("--out", arguments->out, "also write the result, as one JSON line a suite, to this file (default: none)")
       ->type_name("FILE");
   command->footer("Example:  graft eval runs/quickstart-0123abcd --out eval.json");
   command->callback([arguments, &action] { action = [arguments] { return evaluate(*arguments); }; });

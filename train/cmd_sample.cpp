@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstddef>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -23,36 +25,110 @@ struct SampleArguments {
   bool json = false;
 };
 
+std::vector<float> row_of(const std::vector<float>& matrix, std::int64_t width, std::int64_t row) {
+  const auto first = matrix.begin() + static_cast<std::ptrdiff_t>(row * width);
+  return {first, first + static_cast<std::ptrdiff_t>(width)};
+}
+
+std::vector<float> y_token(const Prompt& prompt, std::int64_t i) {
+  if (!prompt.y_vectors.empty()) return row_of(prompt.y_vectors, prompt.dim, i);
+  std::vector<float> y(static_cast<std::size_t>(prompt.dim), 0.F);
+  y[0] = prompt.ys[static_cast<std::size_t>(i)];
+  return y;
+}
+
+bool counts(const Prompt& prompt, std::int64_t i) {
+  return prompt.scored_points.empty() || prompt.scored_points[static_cast<std::size_t>(i)] != 0;
+}
+
+std::string numbers_text(const std::vector<float>& values) {
+  std::string text;
+  for (const float value : values) text += fmt::format(" {:>7.3f}", value);
+  return text;
+}
+
 void print_json(const Task& task, const std::string& name, std::int64_t index, const Prompt& prompt) {
   nlohmann::ordered_json line;
   line["task"] = name;
   line["index"] = index;
+  if (!prompt.ids.empty()) {
+    line["ids"] = prompt.ids;
+    std::vector<std::int32_t> targets;
+    for (const std::int32_t position : prompt.scored) {
+      targets.push_back(prompt.ids[static_cast<std::size_t>(position) + 1]);
+    }
+    line["targets"] = std::move(targets);
+    line["scored"] = prompt.scored;
+    line["truth"] = prompt.truth;
+    fmt::print("{}\n", line.dump());
+    return;
+  }
+  if (!prompt.inputs.empty()) {
+    line["inputs"] = prompt.inputs;
+    line["targets"] = prompt.targets;
+    line["scored"] = prompt.scored;
+    line["truth"] = prompt.truth;
+    fmt::print("{}\n", line.dump());
+    return;
+  }
   nlohmann::ordered_json inputs = nlohmann::ordered_json::array();
+  nlohmann::ordered_json targets = nlohmann::ordered_json::array();
   nlohmann::ordered_json scored = nlohmann::ordered_json::array();
   for (std::int64_t i = 0; i < prompt.points; ++i) {
-    const float* x = &prompt.xs[static_cast<std::size_t>(i * prompt.dim)];
-    inputs.push_back(std::vector<float>(x, x + prompt.dim));
-    std::vector<float> y(static_cast<std::size_t>(prompt.dim), 0.F);
-    y[0] = prompt.ys[static_cast<std::size_t>(i)];
-    inputs.push_back(std::move(y));
+    inputs.push_back(row_of(prompt.xs, prompt.dim, i));
+    inputs.push_back(y_token(prompt, i));
+    if (!counts(prompt, i)) continue;
+    targets.push_back(prompt.ys[static_cast<std::size_t>(i)]);
     scored.push_back(i * task.shape().tokens_per_point);
   }
   line["inputs"] = std::move(inputs);
-  line["targets"] = prompt.ys;
+  line["targets"] = std::move(targets);
   line["scored"] = std::move(scored);
   line["truth"] = prompt.truth;
   fmt::print("{}\n", line.dump());
 }
 
-void print_table(std::int64_t index, const Prompt& prompt) {
-  fmt::print("prompt {}: truth", index);
-  for (const float value : prompt.truth) fmt::print(" {:.3f}", value);
-  fmt::print("\n{:>5}  {:>9}  {}\n", "i", "y", "x");
+void print_ids(const Task& task, std::int64_t index, const Prompt& prompt) {
+  std::string text = fmt::format("prompt {}:", index);
+  std::size_t next = 0;  // of the scored positions
+  for (std::size_t i = 0; i < prompt.ids.size(); ++i) {
+    const bool target = next < prompt.scored.size() && static_cast<std::size_t>(prompt.scored[next]) + 1 == i;
+    if (target) ++next;
+    const std::string name = task.token_name(prompt.ids[i]);
+    text += target ? fmt::format(" [{}]", name) : " " + name;
+  }
+  fmt::print("{}\n", text);
+}
+
+void print_inputs(const Task& task, std::int64_t index, const Prompt& prompt) {
+  fmt::print("prompt {}: {}\n{:>5}  token\n", index, task.truth_text(prompt), "i");
+  std::size_t next = 0;  // of the scored positions
+  for (std::size_t i = 0; i < prompt.inputs.size(); ++i) {
+    fmt::print("{:>5}  {}\n", i, numbers_text(prompt.inputs[i]));
+    if (next < prompt.scored.size() && static_cast<std::size_t>(prompt.scored[next]) == i) {
+      fmt::print("{:>5}  {}\n", "->", numbers_text(prompt.targets[next++]));
+    }
+  }
+}
+
+void print_points(const Task& task, std::int64_t index, const Prompt& prompt) {
+  fmt::print("prompt {}: {}\n{:>5}  {:>9}  {}\n", index, task.truth_text(prompt), "i", "y", "x");
   for (std::int64_t i = 0; i < prompt.points; ++i) {
-    fmt::print("{:>5}  {:>9.3f} ", i, prompt.ys[static_cast<std::size_t>(i)]);
-    for (std::int64_t j = 0; j < prompt.dim; ++j)
-      fmt::print(" {:>7.3f}", prompt.xs[static_cast<std::size_t>(i * prompt.dim + j)]);
-    fmt::print("\n");
+    const std::vector<float> y = y_token(prompt, i);
+    const bool vector = std::any_of(y.begin() + 1, y.end(), [](float value) { return value != 0; });
+    fmt::print("{:>5}  {:>9}  {}{}\n", i, vector ? "vector" : fmt::format("{:.3f}", y[0]),
+               numbers_text(row_of(prompt.xs, prompt.dim, i)), counts(prompt, i) ? "" : "  outlier");
+    if (vector) fmt::print("{:>5}  {:>9}  {}\n", "", "y =", numbers_text(y));
+  }
+}
+
+void print_table(const Task& task, std::int64_t index, const Prompt& prompt) {
+  if (!prompt.ids.empty()) {
+    print_ids(task, index, prompt);
+  } else if (!prompt.inputs.empty()) {
+    print_inputs(task, index, prompt);
+  } else {
+    print_points(task, index, prompt);
   }
 }
 
@@ -60,13 +136,16 @@ int sample(const SampleArguments& arguments) {
   const RunConfig config = load_config(arguments.config, arguments.overrides);
   const std::unique_ptr<Task> task = make_task(config.settings);
   const std::uint64_t seed = arguments.seed ? static_cast<std::uint64_t>(*arguments.seed) : config.run.seed;
-  if (!arguments.json) fmt::print("{}; training step 0 of seed {}, full length\n", task->description(), seed);
+  if (!arguments.json) {
+    fmt::print("{}; training step 0 of seed {}, full length{}\n", task->description(), seed,
+               task->shape().vocabulary > 0 ? "; [targets] in brackets" : "");
+  }
   for (std::int64_t i = 0; i < arguments.count; ++i) {
     const Prompt prompt = task->prompt(seed, RandomDomain::Train, 0, static_cast<std::uint32_t>(i));
     if (arguments.json) {
       print_json(*task, config.task, i, prompt);
     } else {
-      print_table(i, prompt);
+      print_table(*task, i, prompt);
     }
   }
   return static_cast<int>(ExitCode::kDone);

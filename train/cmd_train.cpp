@@ -41,6 +41,10 @@ void print_plan(const Experiment& experiment, const MemoryReport& memory) {
              count_text(static_cast<double>(experiment.params.count())));
   fmt::print("training   {} steps of {} prompts, {}, {} lr {}, clip {}\n", config.train.steps, config.train.batch,
              name_of(config.train.precision), config.optimizer.name, config.optimizer.lr, config.optimizer.clip);
+  if (const std::int64_t epoch = experiment.task->steps_per_epoch(); epoch > 0) {
+    fmt::print("epoch      {} steps; the run has {:.6g} epochs\n", epoch,
+               static_cast<double>(config.train.steps) / static_cast<double>(epoch));
+  }
   fmt::print("cost       {:.3g} FLOPs a step, {:.3g} in all\n", flops.train_step, flops.train_total);
   fmt::print("memory     {} planned: parameters {}, gradients {}, optimizer {}, activations {}\n",
              bytes_text(static_cast<double>(memory.total())), bytes_text(static_cast<double>(memory.parameters)),

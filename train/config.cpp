@@ -37,7 +37,7 @@ RunConfig structs_from(Settings settings) {
   config.model.preset = text_or_empty(s, "model.preset");
   config.model.pattern = text_or_empty(s, "model.pattern");
   config.model.width = s.integer("model.width");
-  config.model.layers = s.integer("model.layers");
+  if (s.has("model.layers")) config.model.layers = s.integer("model.layers");
   config.model.heads = s.integer("model.heads");
   config.model.state = s.integer("model.state");
   config.model.mlp_ratio = s.integer("model.mlp_ratio");
@@ -53,6 +53,7 @@ RunConfig structs_from(Settings settings) {
   config.schedule.warmup = s.integer("schedule.warmup");
   config.schedule.total = s.integer("schedule.total");
   config.schedule.final = s.number("schedule.final");
+  config.schedule.every = s.integer("schedule.every");
   config.train.batch = s.integer("train.batch");
   config.train.steps = s.integer("train.steps");
   config.train.precision = precision_of(s.text("train.precision"));
@@ -63,6 +64,12 @@ RunConfig structs_from(Settings settings) {
   config.eval.batch = s.integer("eval.batch");
   config.eval.bootstrap = s.integer("eval.bootstrap");
   config.eval.baselines = s.texts("eval.baselines");
+  config.eval.baseline_prompts = s.integer("eval.baseline_prompts");
+  config.eval.baseline_positions = s.integer("eval.baseline_positions");
+  if (s.has("eval.stop_above")) config.eval.stop_above = s.number("eval.stop_above");
+  if (s.has("eval.stop_below")) config.eval.stop_below = s.number("eval.stop_below");
+  if (s.has("eval.stop_from")) config.eval.stop_from = s.integer("eval.stop_from");
+  if (s.has("eval.stop_to")) config.eval.stop_to = s.integer("eval.stop_to");
   config.checkpoint.every = s.integer("checkpoint.every");
   config.checkpoint.keep = s.integer("checkpoint.keep");
   config.checkpoint.keep_every = s.integer("checkpoint.keep_every");
@@ -78,13 +85,21 @@ std::string stem_of(const std::string& path) {
   return name;
 }
 
-/// `falling`: whether the learning rate falls after the warm-up, so that schedule.total and schedule.final count.
+RunConfig config_from(const RawConfig& raw, const std::vector<RawOverride>& overrides, std::string_view text,
+                      const std::string& label) {
+  RunConfig config = structs_from(check_config(Schema(), raw, overrides, text, label, stem_of(label)));
+  config.path = label;
+  config.text = std::string(text);
+  return config;
+}
+
+/// `falling`: whether the learning rate falls after the warm-up, so that schedule.total, final and every count.
 bool in_identity(const std::string& path, bool falling) {
   for (const std::string_view table : {"eval.", "checkpoint.", "dist."}) {
     if (path.starts_with(table)) return false;
   }
   if (path == "run.name" || path == "train.steps") return false;
-  return falling || (path != "schedule.total" && path != "schedule.final");
+  return falling || (path != "schedule.total" && path != "schedule.final" && path != "schedule.every");
 }
 
 bool has_falling_schedule(const Settings& settings) { return settings.text("schedule.name") != "constant"; }
@@ -153,17 +168,18 @@ std::string canonical_text(const Settings& settings, const Keep& keep) {
 }  // namespace
 
 RunConfig parse_config(std::string_view text, const std::string& label, const std::vector<std::string>& overrides) {
-  const Schema schema;
   RawConfig raw = parse_toml(text, label);
   std::vector<RawOverride> parsed;
   parsed.reserve(overrides.size());
   for (const std::string& argument : overrides) {
     if (auto entry = parse_override(argument, raw.mistakes)) parsed.push_back(std::move(*entry));
   }
-  RunConfig config = structs_from(check_config(schema, raw, parsed, text, label, stem_of(label)));
-  config.path = label;
-  config.text = std::string(text);
-  return config;
+  return config_from(raw, parsed, text, label);
+}
+
+RunConfig parse_config_with(std::string_view text, const std::string& label,
+                            const std::vector<RawOverride>& overrides) {
+  return config_from(parse_toml(text, label), overrides, text, label);
 }
 
 RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides) {

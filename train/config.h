@@ -44,6 +44,7 @@ struct ScheduleTable {
   std::int64_t warmup = 0;
   std::int64_t total = 500000;
   double final = 0;  // a fraction of the learning rate
+  std::int64_t every = 1;
 };
 
 struct TrainTable {
@@ -60,6 +61,10 @@ struct EvalTable {
   std::int64_t batch = 64;
   std::int64_t bootstrap = 1000;
   std::vector<std::string> baselines = {"all"};  // "all", or names, or none
+  std::int64_t baseline_prompts = 128;           // of expensive baselines
+  std::int64_t baseline_positions = 16;
+  std::optional<double> stop_above, stop_below;     // what ends the run early: see StopRule
+  std::optional<std::int64_t> stop_from, stop_to;
 };
 
 struct CheckpointTable {
@@ -103,13 +108,20 @@ struct RunConfig {
 [[nodiscard]] RunConfig parse_config(std::string_view text, const std::string& label,
                                      const std::vector<std::string>& overrides = {});
 
+struct RawOverride;
+
+/// The same with overrides that come from elsewhere than the command line: the file of a sweep, which their positions
+/// name.
+[[nodiscard]] RunConfig parse_config_with(std::string_view text, const std::string& label,
+                                          const std::vector<RawOverride>& overrides);
+
 /// The configuration in canonical form: every key with its value, tables and keys sorted, numbers in the shortest form
 /// that reads back to the same bits. Reading it again gives the same configuration and the same text.
 [[nodiscard]] std::string resolved_toml(const RunConfig& config);
 
 /// What decides a run's numbers: the canonical form without run.name, train.steps, eval.*, checkpoint.* and dist.*,
-/// which may change on a resume. With a constant learning rate, schedule.total and schedule.final do nothing and are
-/// left out too; otherwise a changed schedule.total is another run, even where it comes from train.steps.
+/// which may change on a resume. With a constant learning rate, schedule.total, schedule.final and schedule.every do nothing
+/// and are left out too; otherwise a changed schedule.total is another run, even where it comes from train.steps.
 [[nodiscard]] std::string identity_toml(const RunConfig& config);
 
 /// First 8 hexadecimal digits of the XXH3-64 of identity_toml(), for names of directories.

@@ -432,18 +432,22 @@ class Checker {
       begin = end + 1;
     }
     std::string out;
-    for (std::size_t i = 0; i < std::min(mistakes_.size(), kMostShown); ++i) out += render(mistakes_[i], lines);
+    for (std::size_t i = 0; i < std::min(mistakes_.size(), kMostShown); ++i) out += render(mistakes_[i], lines, label_);
     if (mistakes_.size() > kMostShown) out += fmt::format("... and {} more\n", mistakes_.size() - kMostShown);
     out += fmt::format("{}: {} mistake{}; `graft config explain KEY` says what a key takes", shown(label_, 256),
                        mistakes_.size(), mistakes_.size() == 1 ? "" : "s");
     throw ConfigError(out);
   }
 
-  static std::string render(const ConfigMistake& mistake, const std::vector<std::string_view>& lines) {
+  static std::string render(const ConfigMistake& mistake, const std::vector<std::string_view>& lines,
+                            const std::string& label) {
     const SettingOrigin& origin = mistake.origin;
     std::string where = shown(origin.line > 0 || origin.source == Source::Override ? origin.str() : origin.file, 512);
     std::string out = fmt::format("{}: {}{}{}\n", where, mistake.key, mistake.key.empty() ? "" : ": ", mistake.message);
-    if (origin.source != Source::File || origin.line <= 0 || origin.line > static_cast<int>(lines.size())) return out;
+    if (origin.source != Source::File || origin.file != label || origin.line <= 0 ||
+        origin.line > static_cast<int>(lines.size())) {
+      return out;
+    }
     std::string_view line = lines[static_cast<std::size_t>(origin.line) - 1];
     if (origin.line == 1 && line.starts_with("\xef\xbb\xbf")) line.remove_prefix(3);
     const auto [shown_line, caret] = excerpt(line, std::max(origin.column, 1) - 1);

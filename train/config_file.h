@@ -14,7 +14,7 @@ namespace graft {
 /// Bytes; no configuration comes near, and what is refused is refused quickly.
 inline constexpr std::size_t kLargestConfig = 32 << 10;
 
-/// A key with its value or, for a table, its children, as it stands in the file.
+/// A key with its value or, for a table or an array, its children, as it stands in the file.
 struct RawSetting {
   std::string name;            // one part of the path; with quotes if it is not a bare key
   SettingOrigin key_origin;    // position of the key
@@ -23,7 +23,7 @@ struct RawSetting {
   std::string phrase;          // the value as messages say it: `the text "adam"`, `the integer 3`, `a date`
   bool is_table = false;
   bool is_empty_array = false;  // fits every kind of array
-  std::vector<RawSetting> children;
+  std::vector<RawSetting> children;  // of a table; of an array its elements, which have no names
 };
 
 /// Something wrong at a place in the text.

@@ -108,6 +108,11 @@ std::vector<SettingKey> common_keys() {
           .with_default(0.0)
           .between(0, 1)
           .elsewhere_called({"min_lr", "final_lr"}),
+      SettingKey::integer("schedule.every", "steps between changes of the learning rate; those of an epoch, perhaps")
+          .with_default(1)
+          .between(1, kMostSteps)
+          .in("steps")
+          .elsewhere_called({"interval", "step_size_up", "steps_per_epoch"}),
 
       SettingKey::integer("train.batch", "prompts in a step, over all ranks")
           .with_default(64)
@@ -158,6 +163,27 @@ std::vector<SettingKey> common_keys() {
           .between(0, 1e6),
       SettingKey::texts("eval.baselines", "baselines to compare with: \"all\" the task has, or some by name, or []")
           .with_defaults({"all"}),
+      SettingKey::integer("eval.baseline_prompts",
+                          "prompts that expensive baselines (networks, trees) answer; never more than eval.prompts")
+          .with_default(128)
+          .between(1, 1e9)
+          .in("prompts"),
+      SettingKey::integer("eval.baseline_positions",
+                          "positions of a prompt, besides the first, that expensive baselines answer at")
+          .with_default(16)
+          .between(1, 1 << 24)
+          .in("positions"),
+      SettingKey::number("eval.stop_above",
+                         "ends the run at the first evaluation whose mean score is at least this (accuracies)")
+          .elsewhere_called({"early_stop", "early_stopping", "target"}),
+      SettingKey::number("eval.stop_below",
+                         "ends the run at the first evaluation whose mean score is at most this (errors)"),
+      SettingKey::integer("eval.stop_from", "first position that the mean of eval.stop_above or _below is over")
+          .decided_by("the first position")
+          .between(0, 1 << 24),
+      SettingKey::integer("eval.stop_to", "last position that the mean of eval.stop_above or _below is over")
+          .decided_by("the last position")
+          .between(0, 1 << 24),
 
       SettingKey::integer("checkpoint.every", "steps from one checkpoint to the next; 0: only at the end")
           .with_default(10000)
@@ -287,6 +313,14 @@ void check_common(const Settings& settings, SettingMistakes& mistakes) {
          "schedule.total", "train.steps"},
         fmt::format("{} steps are more than schedule.total = {}{}", warmup, total,
                     settings.given("schedule.total") ? "" : ", which comes from train.steps"));
+  }
+
+  const std::int64_t every = settings.integer("schedule.every");
+  if (every != 1 && settings.text("schedule.name") == "constant") {
+    mistakes.add({"schedule.every", "schedule.name"},
+                 fmt::format("{} has no effect with schedule.name = \"constant\"; leave it out, or let the learning rate "
+                             "fall",
+                             every));
   }
 
   const std::int64_t prompts = settings.integer("eval.prompts");

@@ -141,11 +141,18 @@ std::string phrase_for(const SettingValue& value) {
   return std::visit(Phrase{}, value);
 }
 
-void read_array(const toml::array& array, RawSetting& out) {
+void read_node(const toml::node& node, const std::string& label, RawSetting& out);
+
+void read_array(const toml::array& array, const std::string& label, RawSetting& out) {
   if (array.empty()) {
     out.is_empty_array = true;
     out.phrase = "an empty array";
     return;
+  }
+  for (const toml::node& node : array) {
+    RawSetting& element = out.children.emplace_back();
+    read_node(node, label, element);
+    element.key_origin = element.value_origin;
   }
   const auto all_of = [&](auto&& holds) { return std::all_of(array.begin(), array.end(), holds); };
   if (all_of([](const toml::node& node) { return node.is_integer(); })) {
@@ -193,7 +200,7 @@ void read_node(const toml::node& node, const std::string& label, RawSetting& out
   } else if (const auto* truth = node.as_boolean()) {
     out.value = **truth;
   } else if (const toml::array* array = node.as_array()) {
-    read_array(*array, out);
+    read_array(*array, label, out);
     return;
   } else {
     out.phrase = node.is_time() ? "a time" : "a date";

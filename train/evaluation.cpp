@@ -7,10 +7,12 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <span>
 #include <utility>
 
 #include "engine/require.h"
 #include "engine/stream.h"
+#include "ops/point_scores.h"
 #include "tasks/baselines.h"
 #include "train/file_io.h"
 #include "train/json_lines.h"
@@ -74,32 +76,36 @@ nlohmann::ordered_json EvaluationResult::json() const {
   return with_finite_numbers(line);
 }
 
-Evaluator::Evaluator(Session& session, std::filesystem::path cache, CacheUse cache_use)
-    : session_(session), cache_(std::move(cache)), cache_use_(cache_use), state_(session.ctx(), "evaluation state") {
+Evaluator::Evaluator(Session& session, std::filesystem::path cache, CacheUse cache_use, const std::string& suite)
+    : session_(session),
+      suite_(suite),
+      suite_task_(suite == kStandardSuite ? nullptr : session.experiment().task->suite(suite)),
+      task_(suite_task_ == nullptr ? *session.experiment().task : *suite_task_),
+      cache_(std::move(cache)),
+      cache_use_(cache_use),
+      state_(session.ctx(), "evaluation state") {
   const Experiment& experiment = session_.experiment();
   const Context& ctx = session_.ctx();
-  const std::int64_t prompts = experiment.config.eval.prompts;
-  const Shape shape{prompts, experiment.task->final_points()};
-  buffers_.predictions = ctx.empty_run(shape, ctx.stream_dtype(), "evaluation predictions");
-  buffers_.targets = ctx.empty_run(shape, ctx.stream_dtype(), "evaluation targets");
+  sequences_ = task_.sequences(experiment.config.eval.prompts);
+  scores_ = ctx.empty_run({sequences_, task_.final_points()}, ctx.stream_dtype(), "evaluation scores");
 
   Context eval_ctx = ctx;
   eval_ctx.training = false;
   eval_ctx.state = state_.pointer();
   StepParts parts;
-  parts.task = experiment.task.get();
+  parts.task = &task_;
   parts.model = experiment.model.get();
   const Selection examples{RandomDomain::Evaluation, experiment.config.eval.batch, 0, true};
   graph_ = std::make_unique<StepGraph>(
       eval_ctx, session_.range(), "evaluation step",
-      [parts, examples, buffers = buffers_](const Context& step) { eval_step(step, parts, examples, buffers); });
+      [parts, examples, scores = scores_](const Context& step) { eval_step(step, parts, examples, scores); });
 }
 
 EvaluationResult Evaluator::run(std::int64_t step) {
   const auto start = std::chrono::steady_clock::now();
   const Experiment& experiment = session_.experiment();
   const Context& ctx = session_.ctx();
-  const std::int64_t batches = experiment.config.eval.prompts / experiment.config.eval.batch;
+  const std::int64_t batches = sequences_ / experiment.config.eval.batch;
   StepState fresh;
   fresh.seed = experiment.config.run.seed;
   state_.write(ctx, fresh);
@@ -113,25 +119,26 @@ EvaluationResult Evaluator::run(std::int64_t step) {
     if (experiment.config.train.capture) graph_->capture();
   }
 
-  const std::vector<double> predictions = download(ctx, buffers_.predictions, "predictions");
-  const std::vector<double> targets = download(ctx, buffers_.targets, "targets");
-  std::vector<double> scores(predictions.size());
-  for (std::size_t i = 0; i < scores.size(); ++i) scores[i] = experiment.task->score(predictions[i], targets[i]);
+  const std::vector<double> scores = download(ctx, scores_, "scores");
+  std::vector<std::uint8_t> scored(scores.size());
+  for (std::size_t i = 0; i < scores.size(); ++i) scored[i] = scores[i] == kNotScored ? 0 : 1;
 
   EvaluationResult result;
   result.step = step;
+  result.suite = suite_;
   result.prompts = experiment.config.eval.prompts;
   const auto resamples = static_cast<int>(experiment.config.eval.bootstrap);
-  result.positions = position_statistics(scores, result.prompts, experiment.task->final_points(),
-                                         {.resamples = std::max(resamples, 1), .seed = experiment.config.run.seed});
+  result.positions =
+      position_statistics(scores, sequences_, task_.final_points(),
+                          {.resamples = std::max(resamples, 1), .seed = experiment.config.run.seed}, scored);
   if (resamples == 0) {  // no band was asked for
     result.positions.lower.clear();
     result.positions.upper.clear();
   }
   result.summary = summarize(result.positions);
   if (!baselines_known_) {
+    baselines_known_ = true;  // unless they are stopped
     baselines_ = load_or_compute_baselines();
-    baselines_known_ = true;
   }
   result.baselines = baselines_;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -140,15 +147,32 @@ EvaluationResult Evaluator::run(std::int64_t step) {
 
 std::string Evaluator::cache_key() const {
   const RunConfig& config = session_.experiment().config;
-  std::string key = fmt::format("seed {} prompts {} {}", config.run.seed, config.eval.prompts,
-                                session_.experiment().task->description());
-  for (const std::string& name : baseline_selection(session_, *session_.experiment().task)) key += " " + name;
+  std::string key = fmt::format("seed {} prompts {} {}", config.run.seed, config.eval.prompts, task_.description());
+  key += fmt::format(" baselines on {} prompts at {} positions", config.eval.baseline_prompts,
+                     config.eval.baseline_positions);
+  if (suite_ != kStandardSuite) key += " suite " + suite_;
+  for (const std::string& name : baseline_selection(session_, task_)) key += " " + name;
   return key;
+}
+
+void Evaluator::watch(std::function<bool()> stop, std::function<void(const std::string&)> say) {
+  stop_ = std::move(stop);
+  say_ = std::move(say);
+}
+
+std::function<void(std::int64_t)> Evaluator::report(const std::string& baseline, std::int64_t prompts) const {
+  if (!say_) return {};
+  using Clock = std::chrono::steady_clock;
+  return [this, baseline, prompts, due = Clock::now() + std::chrono::seconds(5)](std::int64_t done) mutable {
+    if (Clock::now() < due || done == prompts) return;
+    due = Clock::now() + std::chrono::seconds(30);
+    say_(fmt::format("baseline {}: {} of {} prompts", baseline, done, prompts));
+  };
 }
 
 BaselineScores Evaluator::load_or_compute_baselines() {
   const Experiment& experiment = session_.experiment();
-  const Task& task = *experiment.task;
+  const Task& task = task_;
   if (!cache_.empty() && std::filesystem::exists(cache_)) {
     try {
       std::ifstream file(cache_);
@@ -164,26 +188,51 @@ BaselineScores Evaluator::load_or_compute_baselines() {
     }
   }
 
+  if (baseline_selection(session_, task).empty()) return {};
   const std::int64_t prompts = experiment.config.eval.prompts;
   const std::int64_t points = task.final_points();
   const std::int64_t dim = task.shape().input_width;
   std::vector<float> xs;
   std::vector<float> ys;
+  std::vector<std::uint8_t> scored;  // empty: all are
   xs.reserve(static_cast<std::size_t>(prompts * points * dim));
   for (std::int64_t i = 0; i < prompts; ++i) {
     const Prompt prompt =
         task.prompt(experiment.config.run.seed, RandomDomain::Evaluation, 0, static_cast<std::uint32_t>(i));
     xs.insert(xs.end(), prompt.xs.begin(), prompt.xs.end());
     ys.insert(ys.end(), prompt.ys.begin(), prompt.ys.end());
+    scored.insert(scored.end(), prompt.scored_points.begin(), prompt.scored_points.end());
   }
   BaselineScores scores;
   for (const std::string& name : baseline_selection(session_, task)) {
-    const std::vector<double> predictions =
-        predict(find_baseline(name), xs, ys, prompts, points, dim, session_.threads());
-    std::vector<double> means(static_cast<std::size_t>(points), 0.0);
-    for (std::size_t i = 0; i < predictions.size(); ++i) {
-      means[i % means.size()] += task.score(predictions[i], static_cast<double>(ys[i])) / static_cast<double>(prompts);
+    const Baseline& baseline = find_baseline(name);
+    const EvalTable& eval = experiment.config.eval;
+    const std::int64_t asked = baseline.expensive ? std::min(prompts, eval.baseline_prompts) : prompts;
+    const auto values = static_cast<std::size_t>(asked * points);
+    PredictOptions options{.threads = session_.threads()};
+    if (!scored.empty()) options.scored = std::span(scored).first(values);
+    std::vector<std::uint8_t> wanted(static_cast<std::size_t>(points), 1);
+    if (baseline.expensive) {
+      wanted = spread_positions(points, eval.baseline_positions);
+      options.stop = stop_;
+      options.progress = report(name, asked);
     }
+    options.wanted = wanted;
+    const std::vector<double> predictions =
+        predict(baseline, std::span(xs).first(values * static_cast<std::size_t>(dim)), std::span(ys).first(values),
+                asked, points, dim, options);
+    if (predictions.empty()) {  // stopped
+      baselines_known_ = false;
+      return scores;
+    }
+    std::vector<double> means(wanted.size()), counts(wanted.size());
+    for (std::size_t i = 0; i < predictions.size(); ++i) {
+      const std::size_t position = i % wanted.size();
+      if (wanted[position] == 0 || (!scored.empty() && scored[i] == 0)) continue;
+      means[position] += task.score(predictions[i], static_cast<double>(ys[i]));
+      counts[position] += 1;
+    }
+    for (std::size_t i = 0; i < means.size(); ++i) means[i] = counts[i] > 0 ? means[i] / counts[i] : std::nan("");
     scores[name] = std::move(means);
   }
   if (!cache_.empty() && cache_use_ == CacheUse::ReadWrite) {
@@ -215,12 +264,26 @@ std::string summary_table(const EvaluationResult& result, const std::string& mod
     for (const std::size_t at : columns) text += fmt::format("  {:>9}", number(values[at]));
     text += "\n";
   };
+  bool any_partial = false;
   row(model_name, model);
   if (!result.positions.lower.empty()) {
     row("  5% bootstrap", result.positions.lower);
     row("  95% bootstrap", result.positions.upper);
   }
-  for (const auto& [name, values] : result.baselines) row(name, values);
+  for (const auto& [name, values] : result.baselines) {
+    std::vector<double> known;  // from the second position on
+    for (std::size_t i = points > 1 ? 1 : 0; i < values.size(); ++i) {
+      if (!std::isnan(values[i])) known.push_back(values[i]);
+    }
+    const bool partial = known.size() + 1 < values.size();
+    text += fmt::format("{:<{}}  {:>10}", name, width, (partial ? "~" : "") + number(mean(known, 0)));
+    for (const std::size_t at : columns) {
+      text += fmt::format("  {:>9}", std::isnan(values[at]) ? "-" : number(values[at]));
+    }
+    text += "\n";
+    any_partial = any_partial || partial;
+  }
+  if (any_partial) text += "~: over some positions only; -: not computed\n";
   return text;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -13,12 +14,16 @@
 
 namespace graft {
 
-/// Mean score of each baseline at each position of the evaluation prompts.
+/// Mean score of each baseline at each position of the evaluation prompts; NaN where it was not asked, or nothing is
+/// scored.
 using BaselineScores = std::map<std::string, std::vector<double>>;
+
+/// The evaluation every task has: fresh prompts as in training.
+inline const std::string kStandardSuite = "standard";
 
 struct EvaluationResult {
   std::int64_t step = 0;
-  std::string suite = "standard";
+  std::string suite = kStandardSuite;
   std::int64_t prompts = 0;
   PositionStatistics positions;
   ScoreSummary summary;
@@ -35,22 +40,35 @@ struct EvaluationResult {
 class Evaluator {
  public:
   enum class CacheUse : std::uint8_t { ReadWrite, ReadOnly };
-  /// `cache` is a file that keeps the baselines' scores between processes; empty: none.
-  Evaluator(Session& session, std::filesystem::path cache, CacheUse cache_use = CacheUse::ReadWrite);
+  /// `cache` is a file that keeps the baselines' scores between processes; empty: none. `suite` is one of the task's.
+  Evaluator(Session& session, std::filesystem::path cache, CacheUse cache_use = CacheUse::ReadWrite,
+            const std::string& suite = kStandardSuite);
 
   [[nodiscard]] EvaluationResult run(std::int64_t step);
 
+  /// Expensive baselines tell `say` from time to time how far they are, and leave the work to a later evaluation when
+  /// `stop` is true (this one is then without them). Either may be empty. Both are called from other threads too.
+  void watch(std::function<bool()> stop, std::function<void(const std::string&)> say);
+
  private:
   [[nodiscard]] BaselineScores load_or_compute_baselines();
+  /// Tells say_ now and then how many prompts are done; empty without it.
+  [[nodiscard]] std::function<void(std::int64_t)> report(const std::string& baseline, std::int64_t prompts) const;
   [[nodiscard]] std::string cache_key() const;
   Session& session_;
+  std::string suite_;
+  std::unique_ptr<Task> suite_task_;  // null: the experiment's own
+  const Task& task_;
   std::filesystem::path cache_;
   CacheUse cache_use_;
   Session::State state_;
-  EvalBuffers buffers_;
+  std::int64_t sequences_ = 0;
+  Tensor scores_;  // [sequences, N] stream dtype
   std::unique_ptr<StepGraph> graph_;
   BaselineScores baselines_;
   bool baselines_known_ = false;
+  std::function<bool()> stop_;
+  std::function<void(const std::string&)> say_;
 };
 
 /// The table a run ends with: each learner's error over positions, the model's with its bootstrap band.

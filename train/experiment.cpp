@@ -14,6 +14,7 @@ Schedule schedule_of(const RunConfig& config) {
   schedule.warmup = config.schedule.warmup;
   schedule.total = config.schedule.total;
   schedule.final_fraction = config.schedule.final;
+  schedule.interval = config.schedule.every;
   schedule.kind = config.schedule.name == "cosine"   ? ScheduleKind::Cosine
                   : config.schedule.name == "linear" ? ScheduleKind::Linear
                                                      : ScheduleKind::Constant;
@@ -30,8 +31,9 @@ Experiment::Experiment(RunConfig run_config)
                 config.optimizer.name == "adamw" ? config.optimizer.weight_decay : 0.0, config.optimizer.clip},
       schedule(schedule_of(config)) {
   const TaskShape shape = task->shape();
-  model = std::make_unique<SequenceModel>(params, model_options,
-                                          ModelShape{shape.input_width, shape.output_width, 0, shape.max_tokens});
+  model = std::make_unique<SequenceModel>(
+      params, model_options,
+      ModelShape{shape.input_width, shape.output_width, shape.vocabulary, shape.max_tokens, shape.read_in_groups});
 }
 
 MemoryReport plan_memory_on_paper(const RunConfig& config) {

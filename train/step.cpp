@@ -5,13 +5,21 @@
 #include "ops/clip.h"
 
 namespace graft {
+namespace {
+
+Tensor outputs_of(const Context& ctx, const SequenceModel& model, const Batch& batch) {
+  return batch.ids ? model.logits(ctx, batch.ids, batch.positions) : model(ctx, batch.tokens);
+}
+
+}  // namespace
 
 void train_step(const Context& ctx, const StepParts& parts, std::int64_t points) {
-  const Batch batch = parts.task->sample(ctx, parts.examples, points);  // reads step and seed from device memory
+  Batch batch = parts.task->sample(ctx, parts.examples, points);  // reads step and seed from device memory
+  batch.output_columns = parts.model->output_columns();
   parts.params->begin_gradients();
   Tape tape;
   const Context recording = ctx.with_tape(tape);
-  const Tensor loss = parts.task->loss(recording, (*parts.model)(recording, batch.tokens), batch);
+  const Tensor loss = parts.task->loss(recording, outputs_of(recording, *parts.model, batch), batch);
   static_cast<void>(tape.backward(ctx, loss, parts.params));
   parts.params->finish_gradients(ctx);
   clip_by_global_norm(ctx, parts.params->gradients(), parts.optimizer.clip);  // leaves the scale on the device
@@ -21,13 +29,12 @@ void train_step(const Context& ctx, const StepParts& parts, std::int64_t points)
   advance(ctx, parts.schedule, parts.optimizer.beta1, parts.optimizer.beta2);  // step += 1, next learning rate
 }
 
-void eval_step(const Context& ctx, const StepParts& parts, const Selection& examples, const EvalBuffers& buffers) {
-  const std::int64_t points = parts.task->final_points();
-  const Batch batch = parts.task->sample(ctx, examples, points);
-  const Tensor outputs = (*parts.model)(ctx, batch.tokens);
-  const Tensor predictions = parts.task->predictions(ctx, outputs, points);
-  place_rows(ctx, {predictions.view(), buffers.predictions.mutable_view(), ctx.state});
-  place_rows(ctx, {batch.targets.view(), buffers.targets.mutable_view(), ctx.state});
+void eval_step(const Context& ctx, const StepParts& parts, const Selection& examples, const Tensor& scores) {
+  Batch batch = parts.task->sample(ctx, examples, parts.task->final_points());
+  batch.output_columns = parts.model->output_columns();
+  const Tensor batch_scores = parts.task->evaluate(
+      ctx, [&parts](const Context& c, const Batch& b) { return outputs_of(c, *parts.model, b); }, batch);
+  place_rows(ctx, {batch_scores.view(), scores.mutable_view(), ctx.state});
   advance(ctx, Schedule{}, 0, 0);
 }
 

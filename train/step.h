@@ -37,13 +37,8 @@ struct StepParts {
 /// code in warm-up, in capture and with capture switched off.
 void train_step(const Context& ctx, const StepParts& parts, std::int64_t points);
 
-/// Where evaluation batches leave what was predicted, one row a prompt.
-struct EvalBuffers {
-  Tensor predictions;  // [prompts, N] stream dtype
-  Tensor targets;      // [prompts, N] stream dtype
-};
-
-/// One evaluation batch: sample, forward, and rows [step * batch, ...) of the buffers; then step += 1.
-void eval_step(const Context& ctx, const StepParts& parts, const Selection& examples, const EvalBuffers& buffers);
+/// One evaluation batch of parts.task: sample, forward, and rows [step * batch, ...) of `scores` [sequences, N] in the
+/// stream dtype; then step += 1.
+void eval_step(const Context& ctx, const StepParts& parts, const Selection& examples, const Tensor& scores);
 
 }  // namespace graft

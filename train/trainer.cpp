@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "engine/error.h"
@@ -25,10 +26,12 @@ using Clock = std::chrono::steady_clock;
 
 }  // namespace
 
-Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out)
+Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out, TrainerOptions options)
     : session_(session),
       directory_(directory),
       out_(out),
+      options_(options),
+      stop_(StopRule::of(session.experiment().config)),
       metrics_(session.ctx(), session.runtime(), kRingCapacity),
       evaluator_(session, directory.path() / "baselines.json"),
       checkpoints_(directory.checkpoints()) {
@@ -65,19 +68,24 @@ void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
 
 double Trainer::tokens_until(std::int64_t end) const {
   const Task& task = *parts_.task;
-  double points = 0;
+  double tokens = 0;
   for (std::int64_t step = 0; step < end;) {
     const std::int64_t next = stage_end(task, step, end);
-    points += static_cast<double>(next - step) * static_cast<double>(task.points_at(static_cast<std::uint64_t>(step)));
+    tokens += static_cast<double>(next - step) *
+              static_cast<double>(task.tokens_at(task.points_at(static_cast<std::uint64_t>(step))));
     step = next;
   }
-  return points * static_cast<double>(task.shape().tokens_per_point) *
-         static_cast<double>(session_.experiment().config.train.batch);
+  return tokens * static_cast<double>(session_.experiment().config.train.batch);
+}
+
+std::unique_lock<std::mutex> Trainer::building() const {
+  return options_.building == nullptr ? std::unique_lock<std::mutex>() : std::unique_lock(*options_.building);
 }
 
 void Trainer::step_once(std::int64_t step) {
   const std::int64_t points = parts_.task->points_at(static_cast<std::uint64_t>(step));
   if (graph_ == nullptr || points != graph_points_) {
+    const auto guard = building();
     graph_.reset();  // a stage left behind gives its graph back
     graph_ =
         std::make_unique<StepGraph>(session_.ctx(), session_.range(), "training step",
@@ -91,7 +99,10 @@ void Trainer::step_once(std::int64_t step) {
     graph_->run_eager();
     return;
   }
-  if (!graph_->captured()) graph_->capture();
+  if (!graph_->captured()) {
+    const auto guard = building();
+    graph_->capture();
+  }
   graph_->replay();
 }
 
@@ -138,8 +149,12 @@ void Trainer::collect(bool drain) {
   }
 }
 
-void Trainer::evaluate(std::int64_t step) {
-  last_evaluation_ = evaluator_.run(step);
+bool Trainer::evaluate(std::int64_t step) {
+  {
+    const auto guard = evaluated_ ? std::unique_lock<std::mutex>() : building();
+    last_evaluation_ = evaluator_.run(step);
+    evaluated_ = true;
+  }
   // a finished run that is run again has its line already
   if (step != last_evaluated_) append(*eval_file_, eval_waiting_, last_evaluation_.json());
   last_evaluated_ = step;
@@ -150,6 +165,11 @@ void Trainer::evaluate(std::int64_t step) {
     if (name == "zero" || name == "least_squares") line += fmt::format("  ({} {:.4g})", name, values.back());
   }
   progress_->say(line);
+  if (!stop_.decided(last_evaluation_.positions.mean)) return false;
+  const double value = stop_.value(last_evaluation_.positions.mean);
+  progress_->say(fmt::format("decided at step {}: {}, got {:.4g}", step, stop_.str(), value));
+  directory_.update({{"stopped", {{"step", step}, {"rule", stop_.str()}, {"value", value}}}});
+  return true;
 }
 
 double Trainer::steps_per_second(std::int64_t step) const {
@@ -213,15 +233,20 @@ TrainingOutcome Trainer::run() {
   metrics_file_ = std::make_unique<JsonLines>(directory_.metrics());
   eval_file_ = std::make_unique<JsonLines>(directory_.evaluations());
   progress_ = std::make_unique<Progress>(out_, first_step_, config.train.steps);
-  const SignalGuard signals;
+  std::optional<SignalGuard> signals;
+  if (options_.guards_signals) signals.emplace();
+  evaluator_.watch([] { return SignalGuard::received() != 0; },
+                   [this](const std::string& line) { progress_->say(line); });
   started_ = Clock::now();
 
   const auto due = [](std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; };
   Clock::time_point polled = Clock::now();
   std::int64_t requested = first_step_;
   std::int64_t step = first_step_;
-  bool evaluated = false;
-  while (step < config.train.steps && SignalGuard::received() == 0) {
+  // A run that ended early and is run again is found decided by the same evaluation.
+  bool evaluated = stop_.given() && step > 0 && step < config.train.steps && last_evaluated_ == step;
+  bool decided = evaluated && evaluate(step);
+  while (step < config.train.steps && !decided && SignalGuard::received() == 0) {
     step_once(step);
     ++step;
     const bool boundary =
@@ -236,7 +261,7 @@ TrainingOutcome Trainer::run() {
       if (boundary) collect(true);
     }
     evaluated = due(step, config.eval.every);
-    if (evaluated) evaluate(step);
+    decided = evaluated && evaluate(step);
     if (due(step, config.checkpoint.every)) save(step);
   }
   metrics_.request(session_.ctx(), static_cast<std::uint64_t>(step));
@@ -244,8 +269,9 @@ TrainingOutcome Trainer::run() {
 
   TrainingOutcome outcome;
   outcome.step = step;
-  outcome.signal = step < config.train.steps ? SignalGuard::received() : 0;
-  if (outcome.signal == 0 && !evaluated) evaluate(step);
+  outcome.signal = step < config.train.steps && !decided ? SignalGuard::received() : 0;
+  if (outcome.signal == 0 && !evaluated) decided = evaluate(step);
+  outcome.stopped = decided;
   if (!save(step)) {
     throw EnvironmentError(
         fmt::format("step {} is not saved: {}; make room and run the same command to continue from step {}", step,

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -17,22 +18,32 @@
 #include "train/progress.h"
 #include "train/run_directory.h"
 #include "train/session.h"
+#include "train/stop_rule.h"
 
 namespace graft {
 
 /// How training ended.
 struct TrainingOutcome {
   std::int64_t step = 0;
-  int signal = 0;  // SIGINT or SIGTERM if one ended it
+  int signal = 0;        // SIGINT or SIGTERM if one ended it
+  bool stopped = false;  // its StopRule was met
   EvaluationResult evaluation;
   std::uint64_t parameter_hash = 0;
+};
+
+/// What several runs in one process have to agree on.
+struct TrainerOptions {
+  bool guards_signals = true;  // false: the caller has a SignalGuard, which is one for all
+  /// Held while graphs are built and captured. Runs that share a GPU share it: opening and closing a session waits for
+  /// the whole device, which breaks a capture that is under way in another thread.
+  std::mutex* building = nullptr;
 };
 
 /// When to warm up, capture, evaluate and save; no arithmetic. One graph for each number of points: the first step of a
 /// stage runs eagerly, then the step is captured and replayed.
 class Trainer {
  public:
-  Trainer(Session& session, RunDirectory& directory, std::FILE* out);
+  Trainer(Session& session, RunDirectory& directory, std::FILE* out, TrainerOptions options = {});
 
   /// Continues from a checkpoint. Throws ConfigError if it belongs to another configuration. `branched`: the run may
   /// hold later ones, which are given up once the first new one is saved.
@@ -43,7 +54,9 @@ class Trainer {
   void step_once(std::int64_t step);
   void collect(bool drain);
   void log_row(const MetricsRow& row);
-  void evaluate(std::int64_t step);
+  /// Whether the run is decided.
+  bool evaluate(std::int64_t step);
+  [[nodiscard]] std::unique_lock<std::mutex> building() const;
   /// Whether the checkpoint was written. If not, the last good one stays and a warning is printed.
   bool save(std::int64_t step);
   /// Appends a line and those that an earlier failure left; a full disk only delays them.
@@ -54,6 +67,8 @@ class Trainer {
   Session& session_;
   RunDirectory& directory_;
   std::FILE* out_;
+  TrainerOptions options_;
+  StopRule stop_;
   StepParts parts_;
   MetricsRing metrics_;
   Evaluator evaluator_;
@@ -72,6 +87,7 @@ class Trainer {
   std::int64_t first_step_ = 0;
   std::int64_t last_saved_ = -1;
   std::int64_t last_evaluated_ = -1;
+  bool evaluated_ = false;  // by this process: the graph of evaluations is captured
   bool branched_ = false;
   EvaluationResult last_evaluation_;
 };

@@ -13,17 +13,17 @@
 // Floors on an H100 (3.35e12 bytes/s; 16 exponentials a clock and multiprocessor, 3.7e12/s; 128 lanes of float32), in
 // bfloat16, with P = B T D N states in all:
 //   bytes         forward reads u, delta, z and writes y: 8 B T D; training adds P / 4 of checkpoints; backward moves
-//                 14 B T D, reads the checkpoints twice, and moves 16 N a step and block of channels for dB and dC
-//   exponentials  forward P, its decays; backward 5/2 P: the decays of the recomputed states, 3/2 P since the first
-//                 half of a tile is run twice, and those of the walk back
+//                 14 B T D, reads the checkpoints, and moves 16 N a step and block of channels for dB and dC
+//   exponentials  forward P, its decays; backward 7/4 P: three quarters of a tile are run twice
 //   instructions  forward about P (5.5 + 50 / N): arithmetic, exponential and loads of B and C of a state; step size,
-//                 gate, loads and stores of a channel. Backward about P (26 + 110 / N). 528 schedulers, 9.3e11 warp
-//                 instructions/s.
+//                 gate, loads and stores of a channel. Backward, counted in the machine code, 27 P: 18 where states and
+//                 decays are in registers, 3.4 for the first run, the rest around them; 31 P with blocks of 64
+//                 channels, the last case. 528 schedulers, 9.3e11 warp instructions/s.
 //   case                     bytes    exponentials  instructions     floor: forward, backward
-//   B64 T82   D512  N16      7 us     12, 29 us     13, 48 us        13 us,  48 us
-//   B64 T110  D2048 N16      35 us    62, 156 us    67, 257 us       67 us,  257 us
-//   B64 T110  D2048 N64      40 us    249, 623 us   195, 862 us      249 us, 862 us
-//   B8  T2048 D2048 N16      80 us    145, 363 us   156, 597 us      156 us, 597 us
+//   B64 T82   D512  N16      7 us     12, 20 us     13, 40 us        13 us,  40 us
+//   B64 T110  D2048 N16      35 us    62, 109 us    67, 212 us       67 us,  212 us
+//   B64 T110  D2048 N64      190 us   249, 436 us   195, 834 us      249 us, 834 us
+//   B8  T2048 D2048 N16      80 us    145, 254 us   156, 570 us      156 us, 570 us
 
 namespace graft::bench {
 namespace {
@@ -84,7 +84,7 @@ Setup backward(Case c) {
     const Tensor states = checkpoints_of(ctx, c);
     const Tensor y = ctx.empty_run(in.u.shape(), in.u.dtype(), "y");
     selective_scan_forward(ctx, {in.source(), y.mutable_view(), states.mutable_view(), {}});
-    const std::int64_t block = selective_scan_channel_block(c.state);
+    const std::int64_t block = selective_scan_channel_block(c.batch, c.width, c.state);
     const DType stream = ctx.stream_dtype();
     const Tensor partial_bc = ctx.empty_run({c.batch, c.tokens, (c.width + block - 1) / block, 2, c.state}, stream);
     const Tensor partial_a = ctx.empty_run({c.batch, c.width, c.state}, stream);

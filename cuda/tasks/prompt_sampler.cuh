@@ -7,6 +7,18 @@
 
 namespace graft::cuda {
 
+/// Both tokens and the target of an outlier: x [dim] in shared memory, the y-token and the target in global memory.
+template <class T, class Law>
+__device__ void write_outlier(const Law& law, const Draw& draw, const float* parameters, int i, float* x, T* y_token,
+                              int width, float* targets) {
+  const typename Law::Outlier outlier = law.outlier(draw, i);
+  for (int j = 0; j < law.dim; ++j) x[j] = law.outlier_x(parameters, outlier, j);
+  for (int j = 0; j < width; ++j) {
+    y_token[j] = from_float<T>(j < law.dim ? law.outlier_y(parameters, outlier, j) : 0.F);
+  }
+  targets[i] = law.outlier_y(parameters, outlier, 0);
+}
+
 /// Fills the tokens and targets of one prompt a block. The prompt's parameters are drawn once into shared memory;
 /// inputs are drawn four at a time into shared memory, a tile of points at once, then labelled by one thread a point.
 template <class T, class Law>
@@ -27,6 +39,10 @@ __global__ void sample_prompts_kernel(SamplePrompts<Law> args, int tile_points) 
   for (int j = static_cast<int>(threadIdx.x); j < parameter_count; j += static_cast<int>(blockDim.x)) {
     parameters[j] = args.law.parameter(draw, j);
   }
+  if constexpr (SettlesParameters<Law>) {
+    __syncthreads();
+    if (threadIdx.x == 0) args.law.settle(draw, active, parameters);  // the tiles begin with a barrier
+  }
   for (std::int64_t first = 0; first < args.points; first += tile_points) {
     const int points = static_cast<int>(args.points - first < tile_points ? args.points - first : tile_points);
     const int first_element = static_cast<int>(first) * dim;  // a multiple of 4: tiles are multiples of 4 points
@@ -37,11 +53,19 @@ __global__ void sample_prompts_kernel(SamplePrompts<Law> args, int tile_points) 
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < points; i += static_cast<int>(blockDim.x)) {
       float* x = inputs + i * dim;
+      T* y_token = tokens + (2 * (first + i) + 1) * width;
+      if constexpr (HasOutliers<Law>) {
+        const bool outlier = args.law.is_outlier(draw, static_cast<int>(first) + i);
+        args.mask.template as<std::uint8_t>()[example * args.points + first + i] = outlier ? 0 : 1;
+        if (outlier) {
+          write_outlier(args.law, draw, parameters, static_cast<int>(first) + i, x, y_token, width, targets);
+          continue;
+        }
+      }
       for (int j = active; j < dim; ++j) x[j] = 0.F;
       const float y = args.law.label(parameters, x);
       targets[first + i] = y;
-      T* label_token = tokens + (2 * (first + i) + 1) * width;
-      for (int j = 0; j < width; ++j) label_token[j] = from_float<T>(j == 0 ? y : 0.F);
+      for (int j = 0; j < width; ++j) y_token[j] = from_float<T>(j == 0 ? y : 0.F);
     }
     __syncthreads();
     for (int e = static_cast<int>(threadIdx.x); e < points * width; e += static_cast<int>(blockDim.x)) {

@@ -12,6 +12,7 @@
 #include "engine/tape.h"
 #include "ops/squared_error.h"
 #include "tests/models/live_model.h"
+#include "tests/support/random.h"
 
 namespace graft::test {
 namespace {
@@ -136,6 +137,60 @@ TEST_CASE("model: gradients of all parameters match finite differences") {
     });
     CHECK(error < 1e-7);
   }
+}
+
+TEST_CASE("model: gradients through every residual form match finite differences") {
+  for (const char* pattern : {"[AF]*2", "M[AF]M", "[M|AF]*2", "[AF|M2]*2", "[FA|M]A", "M2"}) {
+    for (const Residual residual : {Residual::Clean, Residual::Released}) {
+      for (const NormKind norm : {NormKind::LayerNorm, NormKind::RmsNorm}) {
+        CAPTURE(pattern);
+        CAPTURE(residual == Residual::Released);
+        CAPTURE(norm == NormKind::RmsNorm);
+        ModelConfig config = small_config(pattern, Positions::None);
+        config.width = 16;
+        config.heads = 2;
+        config.mlp_width = 20;
+        config.gelu_erf = true;
+        config.rotary = 0.5;
+        config.state = 3;
+        config.norm = norm;
+        config.residual = residual;
+        config.settings.set("model.head_dim", std::int64_t{8});
+        LiveModel live(Backend::Cpu, Precision::Fp64, config, {3, 1, 0, 10});
+        HostTensor tokens = randn({2, 10, 8});
+        for (std::size_t i = 0; i < tokens.values.size(); ++i) {
+          if (i % 8 >= 3) tokens.values[i] = 0;
+        }
+        const Tensor input = live.device.tensor(tokens);
+        const Tensor targets = live.device.tensor(randn({2, 5, 1}, Role::Stream, 3));
+        CHECK(model_gradient_error(live, [&](const Context& ctx, const SequenceModel& model) {
+                return squared_error(ctx, model(ctx, input), targets, {}, {.columns = 1, .position_stride = 2});
+              }) < 1e-7);
+      }
+    }
+  }
+}
+
+TEST_CASE("model: with its gate closed a two-stream hybrid is a stack of its first stream") {
+  const auto outputs = [](const char* pattern) {
+    ModelConfig config = small_config(pattern, Positions::None);
+    config.norm = NormKind::RmsNorm;
+    LiveModel live(Backend::Cpu, Precision::Fp64, config, {5, 1, 0, 12});
+    // the same weights, whatever other parameters there are
+    for (const ParameterStore::Entry& entry : live.store.entries()) {
+      if (entry.name.ends_with(".gate")) continue;
+      std::uint64_t seed = 1;
+      std::string name = entry.name;
+      if (const std::size_t at = name.find("norm_mamba"); at != std::string::npos) name.replace(at, 10, "norm");
+      for (const char c : name) seed = seed * 131 + static_cast<std::uint64_t>(c);
+      live.store.write(live.device.ctx(), entry, ParameterStore::Buffer::Weights,
+                       randn(entry.shape, Role::Master, seed, 0.2).values);
+    }
+    return live.device.values(live.model(live.device.ctx(), live.device.tensor(randn({2, 12, 8}))));
+  };
+  const std::vector<double> plain = outputs("M*3");
+  const std::vector<double> gated = outputs("[M|AF]*3");
+  for (std::size_t i = 0; i < plain.size(); ++i) CHECK(gated[i] == doctest::Approx(plain[i]).epsilon(1e-12));
 }
 
 TEST_CASE("model: padding of a parameter stays without gradient") {

@@ -16,7 +16,13 @@ namespace {
 
 std::string joined(std::string_view pattern) {
   std::string text;
-  for (const std::string& symbol : expand_pattern(pattern)) text += (text.empty() ? "" : " ") + symbol;
+  for (const PatternLayer& layer : expand_pattern(pattern)) {
+    text += text.empty() ? "" : " ";
+    for (std::size_t i = 0; i < layer.branches.size(); ++i) {
+      if (layer.has_gate() && i == layer.gated) text += "|";
+      text += (i == 0 || (layer.has_gate() && i == layer.gated) ? "" : "+") + layer.branches[i];
+    }
+  }
   return text;
 }
 
@@ -31,6 +37,18 @@ TEST_CASE("pattern: symbols, groups and counts") {
   CHECK(joined("((((A))))") == "A");
   CHECK(joined("  ( A F ) * 2  M ") == "A F A F M");
   CHECK(joined("A*1") == "A");
+}
+
+TEST_CASE("pattern: mixers side by side, and behind a gate") {
+  CHECK(joined("[AF]*2") == "A+F A+F");
+  CHECK(joined("(M2[AF])*2") == "M2 A+F M2 A+F");
+  CHECK(joined("[M|AF]") == "M|A+F");
+  CHECK(joined("[ A F | M2 ] M") == "A+F|M2 M");
+  CHECK(joined("[A]") == "A");
+  CHECK(expand_pattern("[AF]")[0].gated == 2);
+  CHECK_FALSE(expand_pattern("[AF]")[0].has_gate());
+  CHECK(expand_pattern("[M|AF]")[0].gated == 1);
+  CHECK(expand_pattern("[AF|M]")[0].gated == 2);
 }
 
 TEST_CASE("pattern: up to a thousand blocks and sixteen parentheses") {
@@ -67,6 +85,15 @@ TEST_CASE("pattern: mistakes are refused with their place") {
       {std::string(17, '(') + "A" + std::string(17, ')'), "nested too deeply"},
       {std::string(100000, '('), "nested too deeply"},
       {"A\xc3\x84", "character 2: expected"},
+      {"[]", "character 2: expected a mixer's symbol before this"},
+      {"[A|]", "character 4: expected a mixer's symbol before this"},
+      {"[|A]", "character 2: expected a mixer's symbol before this"},
+      {"[A|F|M]", "character 5: a second \"|\""},
+      {"[AF", "character 4: the end, expected \"]\""},
+      {"[AFMA]", "character 5: more than 3 mixers"},
+      {"[(AF)]", "character 2: expected \"]\", \"|\" or a mixer's symbol"},
+      {"A]", "character 2: expected"},
+      {"A|F", "character 2: expected"},
   };
   for (const Mistake& mistake : mistakes) {
     CAPTURE(mistake.pattern.substr(0, 40));
@@ -85,7 +112,7 @@ TEST_CASE("pattern: a symbol without a mixer is refused with those that exist") 
   CHECK(find_mixer("F").name == "mlp");
   for (const MixerEntry& entry : registered_mixers()) {
     CAPTURE(entry.symbol);
-    CHECK(expand_pattern(entry.symbol) == std::vector<std::string>{entry.symbol});  // a pattern can name it
+    CHECK(joined(entry.symbol) == entry.symbol);  // a pattern can name it
     CHECK_FALSE(entry.doc.empty());
   }
 }

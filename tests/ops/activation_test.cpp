@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -14,6 +16,8 @@ namespace {
 
 const std::vector<Shape> kShapes = {Shape{1, 1}, Shape{3, 33}, Shape{2, 5, 128}, Shape{2049}};
 
+constexpr std::array kKinds = {ActivationKind::Silu, ActivationKind::Softplus, ActivationKind::Relu};
+
 Op activation_op(ActivationKind kind) {
   return [kind](const Context& ctx, const std::vector<Tensor>& in) {
     return std::vector<Tensor>{activation(ctx, in[0], kind)};
@@ -22,7 +26,7 @@ Op activation_op(ActivationKind kind) {
 
 void check_all_parities(Backend backend) {
   for (const Shape& shape : kShapes) {
-    for (const ActivationKind kind : {ActivationKind::Silu, ActivationKind::Softplus}) {
+    for (const ActivationKind kind : kKinds) {
       check_parity(backend, Precision::Fp32, activation_op(kind), {randn(shape, Role::Activation, 1, 3)}, {2e-6, 2e-6});
       // one rounding to bfloat16: at most 2^-8 = 3.9e-3 of the value
       check_parity(backend, Precision::Bf16, activation_op(kind), {randn(shape, Role::Activation, 1, 3)}, {4e-3, 4e-3});
@@ -35,17 +39,19 @@ TEST_CASE("activation: matches its formulas") {
   const std::vector<double> points{-40, -6, -1.5, -0.1, 0, 0.3, 2, 19.9, 20.1, 40};
   const Tensor x = device.tensor({10}, DType::F64, points);
   const std::vector<double> silu = device.values(activation(device.ctx(), x, ActivationKind::Silu));
+  const std::vector<double> relu = device.values(activation(device.ctx(), x, ActivationKind::Relu));
   const std::vector<double> softplus = device.values(activation(device.ctx(), x, ActivationKind::Softplus));
   for (std::size_t i = 0; i < points.size(); ++i) {
     const double v = points[i];
     CHECK(silu[i] == doctest::Approx(v / (1 + std::exp(-v))).epsilon(1e-13));
     CHECK(softplus[i] == doctest::Approx(v > 20 ? v : std::log1p(std::exp(v))).epsilon(1e-13));
+    CHECK(relu[i] == std::max(v, 0.0));
   }
 }
 
 TEST_CASE("activation: gradients match finite differences") {
   for (const Shape& shape : kShapes) {
-    for (const ActivationKind kind : {ActivationKind::Silu, ActivationKind::Softplus}) {
+    for (const ActivationKind kind : kKinds) {
       CAPTURE(shape.str());
       CHECK(gradcheck(activation_op(kind), {randn(shape)}) < 1e-7);
     }
@@ -63,7 +69,7 @@ TEST_CASE("activation: extreme inputs stay finite") {
   const auto check = [](Backend backend) {
     const TestDevice device(backend);
     const Tensor x = device.tensor({4}, DType::F32, {-1e4, -100, 100, 1e4});
-    for (const ActivationKind kind : {ActivationKind::Silu, ActivationKind::Softplus}) {
+    for (const ActivationKind kind : kKinds) {
       const std::vector<double> y = device.values(activation(device.ctx(), x, kind));
       CHECK(y[0] == 0);
       CHECK(std::abs(y[1]) < 1e-40);

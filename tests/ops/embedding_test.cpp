@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/error.h"
+#include "engine/tape.h"
 #include "tests/support/gradcheck.h"
 #include "tests/support/parity.h"
 
@@ -115,6 +116,34 @@ TEST_CASE("embedding: an id outside the table gives NaN and no gradient") {
   if (!skip_cuda()) check(Backend::Cuda);
 }
 
+void check_start(Backend backend) {
+  const TestDevice device(backend);
+  const Context& ctx = device.ctx();
+  const Tensor table = device.tensor({3, 2}, DType::F32, {0, 1, 10, 11, 20, 21});
+  const Tensor positions = device.tensor({4, 2}, DType::F32, {100, 0, 200, 0, 300, 0, 400, 0});
+  const Tensor ids = device.tensor({2, 2}, DType::I32, {2, 0, 1, 2});
+  const Tensor x = device.tensor({2, 2, 2}, DType::F32, {1, 2, 3, 4, 5, 6, 7, 8});
+  const auto start = [&](int value) { return device.tensor({1}, DType::I32, {static_cast<double>(value)}); };
+  CHECK(device.values(embedding(ctx, ids, table, positions, start(2))) ==
+        std::vector<double>{320, 21, 400, 1, 310, 11, 420, 21});
+  CHECK(device.values(embedding(ctx, ids, table, positions, start(0))) ==
+        device.values(embedding(ctx, ids, table, positions)));
+  CHECK(device.values(add_positions(ctx, x, positions, start(1))) ==
+        std::vector<double>{201, 2, 303, 4, 205, 6, 307, 8});
+  for (const int outside : {3, -1}) {  // of the two positions one exists
+    for (const std::vector<double>& y : {device.values(embedding(ctx, ids, table, positions, start(outside))),
+                                         device.values(add_positions(ctx, x, positions, start(outside)))}) {
+      for (std::size_t i = 0; i < 8; ++i) CHECK(std::isnan(y[i]) == (i / 2 % 2 == (outside == 3 ? 1U : 0U)));
+    }
+  }
+}
+
+TEST_CASE("embedding: positions start where the device says") { check_start(Backend::Cpu); }
+
+TEST_CASE("embedding: positions start where the device says, CUDA matches CPU") {
+  if (!skip_cuda()) check_start(Backend::Cuda);
+}
+
 TEST_CASE("embedding: what does not fit is refused") {
   const TestDevice device;
   const Context& ctx = device.ctx();
@@ -130,6 +159,13 @@ TEST_CASE("embedding: what does not fit is refused") {
   CHECK_THROWS_WITH_AS(add_positions(ctx, zeros({2, 82, 8}), zeros({80, 8})),
                        doctest::Contains("add_positions: 82 tokens, but the position table has 80 rows"),
                        ArgumentError);
+  CHECK_THROWS_WITH_AS(embedding(ctx, zeros({2, 5}, DType::I32), zeros({4, 8}), {}, zeros({1}, DType::I32)),
+                       doctest::Contains("a start is given, expected positions"), ArgumentError);
+  CHECK_THROWS_WITH_AS(add_positions(ctx, zeros({2, 5, 8}), zeros({5, 8}), zeros({1})),
+                       doctest::Contains("add_positions: start is [1] float32, expected [1] int32"), ArgumentError);
+  Tape tape;
+  CHECK_THROWS_WITH_AS(add_positions(ctx.with_tape(tape), zeros({2, 5, 8}), zeros({5, 8}), zeros({1}, DType::I32)),
+                       doctest::Contains("a tape is recording"), ArgumentError);
   CHECK_THROWS_WITH_AS(add_positions(ctx, zeros({2, 5, 8}), zeros({5, 16})),
                        doctest::Contains("the position table is [5, 16], expected [rows, 8]"), ArgumentError);
   CHECK_THROWS_WITH_AS(add_positions(ctx, zeros({5, 8}), zeros({5, 8})),

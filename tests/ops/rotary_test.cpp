@@ -10,6 +10,7 @@
 #include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
 #include "tests/support/parity.h"
+#include "tests/support/pieces.h"
 #include "tests/support/random.h"
 
 namespace graft::test {
@@ -110,6 +111,49 @@ TEST_CASE("rotary: angles are exact at position 100000") {
   if (!skip_cuda()) check_parity(Backend::Cuda, Precision::Fp32, op_of(c), {input_of(c)}, {1e-6, 1e-6});
 }
 
+/// With a start, the rows of a longer sequence from there on: bit for bit, since angles are the same.
+void check_start(Backend backend, Precision precision) {
+  const TestDevice device(backend, precision);
+  for (const Case& c : kCases) {
+    if (c.tokens < 2) continue;
+    CAPTURE(c.row);
+    const HostTensor x = input_of(c);
+    const std::vector<double> whole = device.values(op_of(c)(device.ctx(), {device.tensor(constant(x))})[0]);
+    const std::int64_t first = c.tokens / 2;
+    const Tensor start = device.tensor({1}, DType::I32, {static_cast<double>(first)});
+    const Tensor rest = device.tensor(tokens_of(x, first, c.tokens - first));
+    const std::vector<double> got = device.values(rotary(device.ctx(), rest, c.layout, c.dims, 10000, start));
+    const HostTensor expected =
+        tokens_of({{c.batch, c.tokens, c.row}, whole, Role::Activation, false}, first, c.tokens - first);
+    CHECK(got == expected.values);
+  }
+}
+
+TEST_CASE("rotary: starts at a position that the device knows") {
+  check_start(Backend::Cpu, Precision::Fp64);
+  check_start(Backend::Cpu, Precision::Bf16);
+}
+
+TEST_CASE("rotary: starts at a position, CUDA matches CPU") {
+  if (skip_cuda()) return;
+  check_start(Backend::Cuda, Precision::Fp32);
+  check_start(Backend::Cuda, Precision::Bf16);
+  const Case c = kCases[4];
+  const Op op = [c](const Context& ctx, const std::vector<Tensor>& in) {
+    return std::vector<Tensor>{rotary(ctx, in[0], c.layout, c.dims, 10000, in[1])};
+  };
+  const HostTensor start{{1}, {4321}, Role::Integer, false};
+  check_parity(Backend::Cuda, Precision::Fp32, op, {input_of(c), start}, {2e-6, 2e-6});
+}
+
+TEST_CASE("rotary: gradients with a start match finite differences") {
+  const Case c = kCases[4];
+  const Op op = [c](const Context& ctx, const std::vector<Tensor>& in) {
+    return std::vector<Tensor>{rotary(ctx, in[0], c.layout, c.dims, 10000, in[1])};
+  };
+  CHECK(gradcheck(op, {input_of(c), {{1}, {17}, Role::Integer, false}}) < 1e-7);
+}
+
 TEST_CASE("rotary: no dims are no rotation") {
   const TestDevice device;
   const Tensor x = device.tensor(input_of(kCases[1]));
@@ -132,6 +176,9 @@ TEST_CASE("rotary: what does not fit is refused") {
   CHECK_THROWS_WITH_AS(apply({1, 5, 24}, layout, 4, 0), doctest::Contains("base is 0, expected a positive number"),
                        ArgumentError);
   CHECK_THROWS_WITH_AS(apply({1, 5, 12}, layout, 4), doctest::Contains("reads columns 0 to 16"), ArgumentError);
+  CHECK_THROWS_WITH_AS(static_cast<void>(rotary(device.ctx(), zeros(device.ctx(), {1, 5, 24}, DType::F32), layout, 4,
+                                                10000, zeros(device.ctx(), {2}, DType::I32))),
+                       doctest::Contains("rotary: start is [2] int32, expected [1] int32"), ArgumentError);
   CHECK_THROWS_WITH_AS(apply({1, 5, 24}, {2, 4, 0, 2, 8, 12}, 4), doctest::Contains("parts that do not overlap"),
                        ArgumentError);
 }

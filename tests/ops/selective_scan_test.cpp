@@ -28,6 +28,7 @@ struct Form {
 
 constexpr Form kPlain{false, false, false, false};
 constexpr Form kPacked{true, true, true, true, 3, -1, 2, 5, 1};
+constexpr Form kAligned{true, true, true, true, 8, -1, 8, 8, 4};  // the CUDA kernels may move four channels at once
 
 std::int64_t c_offset(Size size, Form form) { return form.c_first < 0 ? form.b_first + size.state : form.c_first; }
 std::int64_t bc_row(Size size, Form form) {
@@ -129,11 +130,20 @@ const std::vector<std::pair<Size, Form>> kParityCases = {{{1, 1, 1, 1}, {}},
                                                          {{1, 300, 512, 4}, kPacked},
                                                          {{96, 18, 700, 8}, {}},
                                                          {{48, 18, 700, 16}, kPlain},
-                                                         {{2, 16, 32, 12}, {true, false, true, true, 20, 0, 4, 0, 0}}};
+                                                         {{2, 16, 32, 12}, {true, false, true, true, 20, 0, 4, 0, 0}},
+                                                         {{2, 7, 36, 5}, kAligned},
+                                                         {{1, 82, 132, 1}, kAligned},
+                                                         {{2, 50, 132, 16}, kAligned},
+                                                         {{3, 110, 72, 32}, kAligned},
+                                                         {{1, 35, 68, 64}, {false, true, false, true}},
+                                                         {{2, 19, 20, 100}, kAligned},
+                                                         {{1, 21, 12, 256}, kPlain},
+                                                         {{64, 19, 513, 16}, kPacked},
+                                                         {{64, 19, 516, 16}, kAligned}};
 
 void check_all_parities(Backend backend) {
   for (const auto& [size, form] : kParityCases) {
-    // the two large batches are there for the choice of a CUDA kernel
+    // the large batches are there for the choice of a CUDA kernel
     if (backend == Backend::Cpu && size.batch > 3) continue;
     CAPTURE(size.batch);
     CAPTURE(size.tokens);

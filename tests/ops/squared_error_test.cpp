@@ -27,6 +27,15 @@ const std::vector<Case> kCases = {
     {4, 33, 24, 11, 20, true, {.position_stride = 3, .position_offset = 2, .sum_columns = true}},
     {64, 202, 8, 101, 1, false, {.position_stride = 2}},
     {64, 200, 8, 200, 3, true, {}},  // several blocks
+    {3,
+     21,
+     16,
+     7,
+     9,
+     false,
+     {.columns = 1, .position_stride = 3, .position_offset = 1, .first_column = 8, .target_column = 8}},
+    {3, 14, 8, 7, 5, true, {.position_stride = 2, .sum_columns = true, .first_column = 4, .target_column = 2}},
+    {2, 4, 8, 4, 3, false, {.columns = 2, .target_column = 1}},
 };
 
 std::vector<HostTensor> inputs_of(const Case& c) {
@@ -49,7 +58,7 @@ struct Reference {
 };
 
 Reference reference(const Case& c, const std::vector<HostTensor>& inputs) {
-  const std::int64_t columns = c.options.columns == 0 ? c.columns : c.options.columns;
+  const std::int64_t columns = c.options.columns == 0 ? c.columns - c.options.target_column : c.options.columns;
   Reference result{0, std::vector<double>(inputs[0].values.size(), 0.0)};
   double terms = 0;
   for (std::int64_t b = 0; b < c.batch; ++b) {
@@ -57,9 +66,10 @@ Reference reference(const Case& c, const std::vector<HostTensor>& inputs) {
       if (c.masked && inputs[2].values[static_cast<std::size_t>(b * c.points + i)] == 0) continue;
       for (std::int64_t k = 0; k < columns; ++k) {
         const std::int64_t token = c.options.position_stride * i + c.options.position_offset;
-        const auto at = static_cast<std::size_t>((b * c.tokens + token) * c.stored + k);
+        const auto at = static_cast<std::size_t>((b * c.tokens + token) * c.stored + c.options.first_column + k);
         const double error =
-            inputs[0].values[at] - inputs[1].values[static_cast<std::size_t>((b * c.points + i) * c.columns + k)];
+            inputs[0].values[at] -
+            inputs[1].values[static_cast<std::size_t>((b * c.points + i) * c.columns + c.options.target_column + k)];
         result.loss += error * error;
         result.gradient[at] = 2 * error;
         terms += k == 0 || !c.options.sum_columns ? 1 : 0;
@@ -138,6 +148,11 @@ TEST_CASE("squared_error: what does not fit is refused") {
   CHECK_THROWS_WITH_AS(squared_error(ctx, zeros({2, 8, 8}), zeros({2, 4, 9})),
                        doctest::Contains("9 columns, but predictions are [2, 8, 8] and targets [2, 4, 9]"),
                        ArgumentError);
+  CHECK_THROWS_WITH_AS(squared_error(ctx, zeros({2, 8, 8}), zeros({2, 4, 4}), {}, {.columns = 2, .first_column = 7}),
+                       doctest::Contains("2 columns, from 7 on of predictions [2, 8, 8] and from 0 on of targets"),
+                       ArgumentError);
+  CHECK_THROWS_WITH_AS(squared_error(ctx, zeros({2, 8, 8}), zeros({2, 4, 4}), {}, {.first_column = -1}),
+                       doctest::Contains("first column -1 of predictions and 0 of targets"), ArgumentError);
   CHECK_THROWS_WITH_AS(squared_error(ctx, zeros({2, 8, 8}), zeros({2, 4, 1}), zeros({2, 4})),
                        doctest::Contains("the mask is float32 [2, 4], expected uint8 [2, 4]"), ArgumentError);
   CHECK_THROWS_WITH_AS(squared_error(ctx, zeros({2, 8, 8}), zeros({2, 4, 1}, DType::F64)),

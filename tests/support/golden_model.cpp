@@ -22,6 +22,19 @@ std::vector<double> transposed(const std::vector<double>& values, std::int64_t r
   return result;
 }
 
+/// Row i of the result is row rows[i] of `values`; with `back` the other way round.
+std::vector<double> reordered(const std::vector<double>& values, const std::vector<std::int64_t>& rows, bool back) {
+  std::vector<double> result(values.size());
+  const std::size_t columns = values.size() / rows.size();
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto other = static_cast<std::size_t>(rows[i]);
+    const std::size_t from = back ? i : other;
+    const std::size_t to = back ? other : i;
+    for (std::size_t c = 0; c < columns; ++c) result[to * columns + c] = values[from * columns + c];
+  }
+  return result;
+}
+
 std::vector<std::int64_t> without_ones(const Shape& shape) {
   std::vector<std::int64_t> extents;
   for (int i = 0; i < shape.rank(); ++i) {
@@ -64,10 +77,19 @@ std::vector<double> take_rows(const std::vector<double>& values, std::int64_t st
   return result;
 }
 
-CaseModel::CaseModel(GoldenRun& run, const ModelConfig& config, const std::vector<NamePair>& pairs)
-    : run_(run), golden_(run.golden()), shape_(shape_of_case(golden_)), model_(store_, config, shape_), pairs_(pairs) {
-  store_.allocate(run.ctx());
-  for (const std::string& name : golden_.names("param.")) {
+std::vector<std::int64_t> rows_of_interleaved_heads(std::int64_t heads, std::int64_t width) {
+  const std::int64_t size = width / heads;
+  std::vector<std::int64_t> rows;
+  for (std::int64_t part = 0; part < 3; ++part) {
+    for (std::int64_t row = 0; row < width; ++row) rows.push_back((row / size * 3 + part) * size + row % size);
+  }
+  return rows;
+}
+
+void CaseParameters::load() {
+  const GoldenCase& golden = run_.golden();
+  store_.allocate(run_.ctx());
+  for (const std::string& name : golden.names("param.")) {
     const bool known =
         std::any_of(pairs_.begin(), pairs_.end(), [&](const NamePair& pair) { return pair.reference == name; });
     if (!known) throw DataError(fmt::format("parameter {} has no counterpart in the model", name));
@@ -77,34 +99,48 @@ CaseModel::CaseModel(GoldenRun& run, const ModelConfig& config, const std::vecto
   for (const NamePair& pair : pairs_) {
     const ParameterStore::Entry& entry = find(pair);
     const std::string name = "param." + pair.reference;
-    const Shape& shape = golden_.shape(name);
+    const Shape& shape = golden.shape(name);
     const Shape expected = pair.transposed ? Shape{entry.shape[1], entry.shape[0]} : entry.shape;
     require(without_ones(shape) == without_ones(expected), "parameter {}: {}, expected {}", pair.reference, shape.str(),
             expected.str());
-    const std::vector<double> values = golden_.values(name);
-    store_.write(run.ctx(), entry, Buffer::Weights, pair.transposed ? transposed(values, shape[0], shape[1]) : values);
+    std::vector<double> values = golden.values(name);
+    if (pair.transposed) values = transposed(values, shape[0], shape[1]);
+    if (!pair.rows.empty()) values = reordered(values, pair.rows, false);
+    store_.write(run_.ctx(), entry, Buffer::Weights, values);
   }
-  store_.refresh_compute_copy(run.ctx());
+  store_.refresh_compute_copy(run_.ctx());
+}
+
+void CaseParameters::check_gradients() {
+  for (const NamePair& pair : pairs_) {
+    const ParameterStore::Entry& entry = find(pair);
+    std::vector<double> values = store_.read(run_.ctx(), entry, Buffer::Gradients);
+    if (!pair.rows.empty()) values = reordered(values, pair.rows, true);
+    if (pair.transposed) values = transposed(values, entry.shape[0], entry.shape[1]);
+    run_.check_gradient("param." + pair.reference, values);
+  }
+}
+
+const ParameterStore::Entry& CaseParameters::find(const NamePair& pair) const {
+  const ParameterStore::Entry* entry = store_.find(pair.ours);
+  require(entry != nullptr, "the model has no parameter {}", pair.ours);
+  return *entry;
+}
+
+CaseModel::CaseModel(GoldenRun& run, const ModelConfig& config, const ModelShape& shape,
+                     const std::vector<NamePair>& pairs)
+    : run_(run), shape_(shape), parameters_(run, pairs), model_(parameters_.store(), config, shape_) {
+  parameters_.load();
 }
 
 Grads CaseModel::backward(Tape& tape, const Tensor& loss) {
   run_.check_output("loss", run_.device().values(loss));
-  store_.begin_gradients();
-  Grads grads = tape.backward(run_.ctx(), loss, &store_);
-  store_.finish_gradients(run_.ctx());
-  for (const NamePair& pair : pairs_) {
-    const ParameterStore::Entry& entry = find(pair);
-    const std::vector<double> values = store_.read(run_.ctx(), entry, Buffer::Gradients);
-    run_.check_gradient("param." + pair.reference,
-                        pair.transposed ? transposed(values, entry.shape[0], entry.shape[1]) : values);
-  }
+  ParameterStore& store = parameters_.store();
+  store.begin_gradients();
+  Grads grads = tape.backward(run_.ctx(), loss, &store);
+  store.finish_gradients(run_.ctx());
+  parameters_.check_gradients();
   return grads;
-}
-
-const ParameterStore::Entry& CaseModel::find(const NamePair& pair) const {
-  const ParameterStore::Entry* entry = store_.find(pair.ours);
-  require(entry != nullptr, "the model has no parameter {}", pair.ours);
-  return *entry;
 }
 
 void run_vector_case(GoldenRun& run, CaseModel& model) {

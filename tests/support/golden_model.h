@@ -1,8 +1,9 @@
 #pragma once
-// Golden cases of whole in-context-learning models: the model of a case with the case's weights, run and compared.
+// Golden cases of whole models: the model of a case with the case's weights, run and compared.
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/parameter_store.h"
@@ -17,6 +18,7 @@ struct NamePair {
   std::string ours;
   std::string reference;
   bool transposed = false;  // the reference keeps (in, out)
+  std::vector<std::int64_t> rows = {};  // our row i is the reference's rows[i]; empty: the same order
 };
 
 /// The extents of an in-context-learning case, from its config and tensors.
@@ -29,10 +31,34 @@ void place_rows(const std::vector<double>& values, std::int64_t from, std::vecto
 [[nodiscard]] std::vector<double> take_rows(const std::vector<double>& values, std::int64_t stored,
                                             std::int64_t columns, std::int64_t stride, std::int64_t offset);
 
-/// The model of a case, with the case's weights. Extents of 1 in the reference's shapes do not count.
+/// Rows of a GPT-NeoX query_key_value map, [q, k, v] of head after head, in our order: all q, all k, all v.
+[[nodiscard]] std::vector<std::int64_t> rows_of_interleaved_heads(std::int64_t heads, std::int64_t width);
+
+/// The parameters of a case: declared by whoever is given store(), then loaded. Extents of 1 in the reference's shapes do
+/// not count.
+class CaseParameters {
+ public:
+  CaseParameters(GoldenRun& run, std::vector<NamePair> pairs) : run_(run), pairs_(std::move(pairs)) {}
+
+  [[nodiscard]] ParameterStore& store() { return store_; }
+  /// Allocates the store and fills it with the case's values.
+  void load();
+  /// Compares the gradients of all parameters.
+  void check_gradients();
+
+ private:
+  [[nodiscard]] const ParameterStore::Entry& find(const NamePair& pair) const;
+  GoldenRun& run_;
+  std::vector<NamePair> pairs_;
+  ParameterStore store_;
+};
+
+/// The model of a case, with the case's weights.
 class CaseModel {
  public:
-  CaseModel(GoldenRun& run, const ModelConfig& config, const std::vector<NamePair>& pairs);
+  CaseModel(GoldenRun& run, const ModelConfig& config, const std::vector<NamePair>& pairs)
+      : CaseModel(run, config, shape_of_case(run.golden()), pairs) {}
+  CaseModel(GoldenRun& run, const ModelConfig& config, const ModelShape& shape, const std::vector<NamePair>& pairs);
 
   [[nodiscard]] const SequenceModel& model() const { return model_; }
   [[nodiscard]] const ModelShape& shape() const { return shape_; }
@@ -41,13 +67,10 @@ class CaseModel {
   Grads backward(Tape& tape, const Tensor& loss);
 
  private:
-  [[nodiscard]] const ParameterStore::Entry& find(const NamePair& pair) const;
   GoldenRun& run_;
-  const GoldenCase& golden_;
   ModelShape shape_;
-  ParameterStore store_;
+  CaseParameters parameters_;
   SequenceModel model_;
-  std::vector<NamePair> pairs_;
 };
 
 /// Vectors in, vectors out. Interleaved: x_0, y_0, x_1, ... with a prediction at every x; else one prediction at the

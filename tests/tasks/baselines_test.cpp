@@ -3,9 +3,11 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -206,11 +208,106 @@ TEST_CASE("baselines: least squares of noisy labels agrees with the normal equat
 }
 
 TEST_CASE("baselines: the number of threads changes no bit") {
-  const Prompts prompts = linear(37, 41, 20);
+  const Prompts many = linear(37, 41, 20);
+  const Prompts few = linear(6, 8, 5);
   for (const std::string& name : baseline_names()) {
     CAPTURE(name);
+    const Prompts& prompts = find_baseline(name).expensive ? few : many;
     CHECK(prompts.predict(name.c_str(), 1) == prompts.predict(name.c_str(), 5));
   }
+}
+
+TEST_CASE("baselines: answers depend on what came before alone") {
+  const Prompts prompts = linear(2, 12, 3);
+  Prompts changed = prompts;
+  changed.ys[6] += 10;                                            // the label of the first prompt's point 6
+  for (float& x : std::span(changed.xs).subspan(21, 15)) x += 1;  // and its points 7 to 11
+  for (const std::string& name : baseline_names()) {
+    CAPTURE(name);
+    const std::vector<double> before = prompts.predict(name.c_str());
+    const std::vector<double> after = changed.predict(name.c_str());
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      if (i < 7 || i >= 12) CHECK(before[i] == after[i]);
+    }
+    if (name != "zero") CHECK(before[11] != after[11]);
+  }
+}
+
+TEST_CASE("baselines: positions that are not wanted are NaN, others as always") {
+  const Prompts prompts = linear(3, 9, 4);
+  const std::vector<std::uint8_t> wanted = {0, 1, 0, 0, 1, 0, 0, 0, 1};
+  for (const std::string& name : baseline_names()) {
+    CAPTURE(name);
+    const std::vector<double> all = prompts.predict(name.c_str());
+    const std::vector<double> some =
+        predict(find_baseline(name), prompts.xs, prompts.ys, 3, 9, 4, {.threads = 2, .wanted = wanted});
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (wanted[i % 9] != 0) {
+        CHECK(some[i] == all[i]);
+      } else {
+        CHECK(std::isnan(some[i]));
+      }
+    }
+  }
+}
+
+TEST_CASE("baselines: spread positions hold the first, the last and halves of halves") {
+  const auto places = [](std::int64_t points, std::int64_t count) {
+    std::vector<std::size_t> list;
+    const std::vector<std::uint8_t> wanted = spread_positions(points, count);
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      if (wanted[i] != 0) list.push_back(i);
+    }
+    return list;
+  };
+  CHECK(places(101, 4) == std::vector<std::size_t>{0, 25, 50, 75, 100});
+  CHECK(places(101, 16).size() == 17);
+  CHECK(places(41, 16).size() == 17);
+  CHECK(places(512, 1) == std::vector<std::size_t>{0, 511});
+  CHECK(places(5, 16) == std::vector<std::size_t>{0, 1, 2, 3, 4});
+  CHECK(places(1, 16) == std::vector<std::size_t>{0});
+  CHECK_THROWS_WITH_AS((void)spread_positions(5, 0), doctest::Contains("at least 1"), ArgumentError);
+}
+
+TEST_CASE("baselines: least squares on clean points is not told lies") {
+  // Every third point of each prompt is an outlier with a label from nowhere.
+  Prompts prompts = linear(4, 30, 5);
+  std::vector<std::uint8_t> scored(prompts.ys.size(), 1);
+  Prompts clean{4, 20, 5, {}, {}, {}};
+  for (std::size_t at = 0; at < prompts.ys.size(); ++at) {
+    const bool outlier = at % 3 == 1;
+    if (outlier) {
+      prompts.ys[at] = 100;
+      scored[at] = 0;
+    } else {
+      clean.ys.push_back(prompts.ys[at]);
+      clean.xs.insert(clean.xs.end(), &prompts.xs[at * 5], &prompts.xs[at * 5] + 5);
+    }
+  }
+  const std::vector<double> oracle =
+      predict(find_baseline("least_squares_clean"), prompts.xs, prompts.ys, 4, 30, 5, {.threads = 1, .scored = scored});
+  const std::vector<double> expected = clean.predict("least_squares");
+  std::size_t next = 0;
+  for (std::size_t at = 0; at < prompts.ys.size(); ++at) {
+    if (scored[at] != 0) CHECK(oracle[at] == expected[next++]);
+  }
+  // Without marks all points are clean.
+  CHECK(prompts.predict("least_squares_clean") == prompts.predict("least_squares"));
+  CHECK(prompts.predict("least_squares_clean") != oracle);
+}
+
+TEST_CASE("baselines: work can be watched and stopped") {
+  const Prompts prompts = linear(50, 3, 2);
+  std::vector<std::int64_t> told;
+  PredictOptions options{.threads = 3, .progress = [&](std::int64_t done) { told.push_back(done); }};
+  CHECK(predict(find_baseline("averaging"), prompts.xs, prompts.ys, 50, 3, 2, options).size() == 150);
+  CHECK(told.size() == 50);
+  CHECK(std::is_sorted(told.begin(), told.end()));
+  told.clear();
+  std::atomic<int> asked{0};
+  options.stop = [&] { return ++asked > 10; };
+  CHECK(predict(find_baseline("averaging"), prompts.xs, prompts.ys, 50, 3, 2, options).empty());
+  CHECK(told.size() == 10);
 }
 
 TEST_CASE("baselines: unknown names and wrong sizes are refused") {
@@ -221,6 +318,11 @@ TEST_CASE("baselines: unknown names and wrong sizes are refused") {
                        ArgumentError);
   CHECK_THROWS_WITH_AS((void)predict(find_baseline("zero"), xs, ys, 2, 3, 2), doctest::Contains("4 labels"),
                        ArgumentError);
+  const std::vector<std::uint8_t> marks(3);
+  CHECK_THROWS_WITH_AS((void)predict(find_baseline("zero"), xs, ys, 2, 2, 3, {.scored = marks}),
+                       doctest::Contains("3 marks of scored points"), ArgumentError);
+  CHECK_THROWS_WITH_AS((void)predict(find_baseline("zero"), xs, ys, 2, 2, 3, {.wanted = marks}),
+                       doctest::Contains("3 marks of wanted positions"), ArgumentError);
   const Baseline failing{"failing", [](const PromptPoints&, std::span<double>) { throw DataError("no"); }};
   CHECK_THROWS_AS((void)predict(failing, xs, ys, 4, 1, 3, 2), DataError);
 }

@@ -289,6 +289,8 @@ TEST_CASE("config: conditions between keys name both") {
   check_refused(minimal + "[optimizer]\nweight_decay = 0.1\n", "0.1 has no effect with optimizer.name = \"adam\"");
   check_refused(minimal + "[schedule]\nname = \"cosine\"\nwarmup = 20\n[train]\nsteps = 10\n",
                 "schedule.warmup: 20 steps are more than schedule.total = 10, which comes from train.steps");
+  check_refused(minimal + "[schedule]\nevery = 100\n",
+                "x.toml:6:9: schedule.every: 100 has no effect with schedule.name = \"constant\"");
   check_refused(minimal + "[eval]\nbaselines = [\"all\", \"zero\"]\n", "together with other names");
   check_refused("[task]\nname = \"linear_regression\"\npoints = 8\n[model]\npreset = \"transformer\"\n",
                 "task.curriculum.points_start: got 11, expected at most task.curriculum.points_end = 8; set it, or "
@@ -682,6 +684,7 @@ TEST_CASE("config: the hash knows what decides a run's numbers") {
   const std::string cosine = hash_with({"schedule.name=cosine", "train.steps=1000"});
   CHECK(hash_with({"schedule.name=cosine", "train.steps=2000"}) != cosine);
   CHECK(hash_with({"schedule.name=cosine", "train.steps=2000", "schedule.total=1000"}) == cosine);
+  CHECK(hash_with({"schedule.name=cosine", "train.steps=1000", "schedule.every=10"}) != cosine);
 
   const std::vector<std::string> differences = identity_differences(
       parse_config(kMinimal, "x.toml"), parse_config(kMinimal, "x.toml", {"optimizer.lr=2e-4", "eval.every=3"}));

@@ -5,8 +5,11 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
+#include "engine/error.h"
 #include "engine/step_graph.h"
 #include "tests/models/live_model.h"
 #include "tests/support/parity.h"
@@ -172,8 +175,98 @@ TEST_CASE("presets: later tokens leave earlier outputs as they are, bit for bit"
   }
 }
 
-/// Hash of the weights after 30 steps of the small run.
-std::uint64_t trained_hash(Backend backend, const RunConfig& config, bool captured) {
+RunConfig retrieval_config(const std::string& preset, const std::vector<std::string>& more = {}) {
+  std::vector<std::string> overrides = {"task.name=ngram_retrieval", "model.preset=" + preset, "model.width=1024",
+                                        "model.heads=16"};
+  overrides.insert(overrides.end(), more.begin(), more.end());
+  return parse_config("# all defaults\n", "preset.toml", overrides);
+}
+
+TEST_CASE("presets: parameter totals of the retrieval study") {
+  struct Total {
+    std::string preset;
+    std::vector<std::string> keys;
+    std::int64_t without_embeddings;
+    bool tied = true;
+  };
+  std::vector<Total> totals = {{"gpt_neox", {"model.layers=12"}, 151156736, false},
+                               {"gpt_neox_nope", {"model.layers=12"}, 151156736, false}};
+  for (const auto& [state, count] : {std::pair{16, 160015360},
+                                     {32, 162374656},
+                                     {64, 167093248},
+                                     {128, 176530432},
+                                     {256, 195404800}}) {
+    totals.push_back({"mamba", {"model.layers=24", fmt::format("model.state={}", state)}, count});
+  }
+  for (const auto& [state, count] : {std::pair{16, 152894464}, {32, 153684736}, {64, 155265280}}) {
+    totals.push_back({"mamba2", {"model.layers=24", fmt::format("model.state={}", state)}, count});
+  }
+  const std::int64_t interleaved[2][4] = {{154092544, 155573248, 162980864, 157053952},
+                                          {151718912, 152012800, 158530304, 152306688}};
+  const std::int64_t two_stream[2] = {154092552, 151718920};
+  for (const int kind : {0, 1}) {
+    const std::string ssm = kind == 0 ? "model.ssm=mamba" : "model.ssm=mamba2";
+    for (int n = 1; n <= 4; ++n) {
+      totals.push_back({"hybrid_interleaved", {ssm, fmt::format("model.n={}", n)}, interleaved[kind][n - 1]});
+    }
+    for (const char* reversed : {"model.reversed=false", "model.reversed=true"}) {
+      totals.push_back({"hybrid_two_stream", {ssm, reversed}, two_stream[kind]});
+    }
+  }
+  for (const Total& total : totals) {
+    CAPTURE(total.preset);
+    CAPTURE(total.keys.front());
+    CAPTURE(total.keys.back());
+    for (const auto& [task, vocabulary, padded] :
+         {std::tuple{"ngram_retrieval", 33, 40}, {"position_retrieval", 403, 408}}) {
+      std::vector<std::string> keys = total.keys;
+      keys.push_back(fmt::format("task.name={}", task));
+      const Experiment experiment(retrieval_config(total.preset, keys));
+      std::int64_t counted = 0;
+      for (const ParameterStore::Entry& entry : experiment.params.entries()) {
+        if (!entry.options.embedding) counted += entry.shape.elements();
+      }
+      CHECK(counted == total.without_embeddings);
+      CHECK(experiment.params.count() - counted == 1024 * (total.tied ? padded : 2 * vocabulary));
+    }
+  }
+}
+
+TEST_CASE("presets: blocks of the retrieval study's hybrids") {
+  const auto pattern = [](const std::string& preset, const std::vector<std::string>& keys) {
+    return Experiment(retrieval_config(preset, keys)).model_options.pattern;
+  };
+  CHECK(pattern("hybrid_interleaved", {}) == "(M*1 [AF])*8");
+  CHECK(pattern("hybrid_interleaved", {"model.ssm=mamba2", "model.n=4"}) == "(M2*4 [AF])*4");
+  CHECK(pattern("hybrid_interleaved", {"model.n=2", "model.layers=6"}) == "(M*2 [AF])*2");
+  CHECK(pattern("hybrid_two_stream", {"model.ssm=mamba2"}) == "[M2|AF]*8");
+  CHECK(pattern("hybrid_two_stream", {"model.reversed=true", "model.layers=2"}) == "[AF|M]*2");
+  CHECK(pattern("gpt_neox", {"model.layers=3"}) == "[AF]*3");
+  CHECK(pattern("gpt_neox", {"model.parallel_residual=false"}) == "(AF)*12");
+  CHECK(pattern("mamba", {"model.layers=3"}) == "M*3");
+  CHECK(pattern("mamba2", {}) == "M2*24");
+}
+
+TEST_CASE("presets: numbers that do not fit are refused with those that do") {
+  const auto refused = [](const std::string& preset, const std::vector<std::string>& keys, const char* message) {
+    CAPTURE(preset);
+    CHECK_THROWS_WITH_AS(static_cast<void>(retrieval_config(preset, keys)), doctest::Contains(message), ConfigError);
+  };
+  refused("hybrid_interleaved", {"model.n=2", "model.layers=10"},
+          "model.layers: 10 is not a multiple of 3, the model.n = 2 state-space blocks and one Transformer block that "
+          "repeat; nearest that are: 9, 12");
+  refused("hybrid_interleaved", {"model.n=5"}, "model.n: got 5, expected an integer in [1, 4]");
+  refused("hybrid_two_stream", {"model.ssm=mamba3"}, "expected one of \"mamba\", \"mamba2\"");
+  refused("gpt_neox", {"model.heads=5"}, "model.heads: 5 does not divide model.width = 1024; nearest that do: 4, 8");
+  refused("gpt_neox", {"model.rotary=0.05"}, "model.rotary: 0.05 turns 3 of the 64 columns of a head");
+  refused("mamba2", {"model.head_dim=60"}, "model.head_dim");
+  refused("mamba2", {"model.groups=3"}, "model.groups");
+  refused("mamba2", {"model.state=512"}, "model.state");
+  refused("mamba2", {"model.n=2"}, "model.n");
+}
+
+/// Hash of the weights after some steps of the small run.
+std::uint64_t trained_hash(Backend backend, const RunConfig& config, bool captured, int steps = 30) {
   TinySession tiny(config, backend);
   const Context& ctx = tiny.session.ctx();
   tiny.session.initialize();
@@ -191,7 +284,7 @@ std::uint64_t trained_hash(Backend backend, const RunConfig& config, bool captur
   graph.plan();
   graph.run_eager();
   if (captured) graph.capture();
-  for (int step = 1; step < 30; ++step) {
+  for (int step = 1; step < steps; ++step) {
     if (captured) {
       graph.replay();
     } else {
@@ -214,8 +307,80 @@ void check_reproducible(Backend backend, const char* precision) {
   }
 }
 
+/// A model that a test can train on a token task.
+RunConfig small_retrieval_config(const std::string& preset, int width, int layers, const char* precision) {
+  std::vector<std::string> keys = {"task.length_min=20",
+                                   "task.length_max=30",
+                                   "task.eval_length=30",
+                                   fmt::format("model.width={}", width),
+                                   "model.heads=2",
+                                   fmt::format("model.layers={}", layers),
+                                   "train.batch=8",
+                                   "optimizer.name=adamw",
+                                   "optimizer.weight_decay=0.01",
+                                   "optimizer.lr=1e-3",
+                                   fmt::format("train.precision={}", precision)};
+  if (preset == "mamba2") keys.emplace_back("model.head_dim=32");
+  return retrieval_config(preset, keys);
+}
+
+/// The small run with a token task's preset: its weights, captured and not.
+void check_tokens_reproducible(Backend backend, const char* precision) {
+  for (const char* preset : {"gpt_neox", "mamba", "mamba2", "hybrid_interleaved", "hybrid_two_stream"}) {
+    CAPTURE(std::string(preset));
+    CAPTURE(std::string(precision));
+    const RunConfig config = small_retrieval_config(preset, 32, 2, precision);
+    const std::uint64_t hash = trained_hash(backend, config, true);
+    CHECK(hash == trained_hash(backend, config, true));
+    CHECK(hash == trained_hash(backend, config, false));
+  }
+}
+
+/// 20 runs of 100 steps a cell, captured and eager: one hash a cell.
+void check_campaign(const char* precision) {
+  struct Cell {
+    const char* preset;
+    bool tokens;
+  };
+  for (const Cell& cell : {Cell{"mamba", false}, {"mamba2", true}, {"s4_mamba", false}, {"mambaformer", false},
+                           {"hybrid_two_stream", true}}) {
+    const RunConfig config =
+        cell.tokens ? small_retrieval_config(cell.preset, 128, 4, precision)
+                    : tiny_config({fmt::format("model.preset={}", cell.preset), "model.width=128",
+                                   fmt::format("train.precision={}", precision)});
+    const std::uint64_t hash = trained_hash(Backend::Cuda, config, true, 100);
+    int same = 1;
+    for (int run = 1; run < 40; ++run) {
+      if (trained_hash(Backend::Cuda, config, run % 2 == 0, 100) == hash) ++same;
+    }
+    MESSAGE(cell.preset << " " << precision << ": " << same << " of 40 runs (20 captured, 20 eager) end in hash "
+                        << fmt::format("{:016x}", hash));
+    CHECK(same == 40);
+  }
+}
+
+TEST_SUITE("slow") {
+  TEST_CASE("presets: CUDA: 20 runs of 100 steps end in the same bits, fp32") {
+    if (skip_cuda()) return;
+    check_campaign("fp32");
+  }
+  TEST_CASE("presets: CUDA: 20 runs of 100 steps end in the same bits, bf16") {
+    if (skip_cuda()) return;
+    check_campaign("bf16");
+  }
+}
+
 TEST_CASE("presets: training is the same bits, captured or not, time after time") {
   for (const char* precision : {"fp32", "bf16", "fp64"}) check_reproducible(Backend::Cpu, precision);
+}
+
+TEST_CASE("presets: training on token ids is the same bits, captured or not, time after time") {
+  for (const char* precision : {"fp32", "bf16", "fp64"}) check_tokens_reproducible(Backend::Cpu, precision);
+}
+
+TEST_CASE("presets: CUDA: training on token ids is the same bits, captured or not, time after time") {
+  if (skip_cuda()) return;
+  for (const char* precision : {"fp32", "tf32", "bf16"}) check_tokens_reproducible(Backend::Cuda, precision);
 }
 
 TEST_CASE("presets: CUDA: training is the same bits, captured or not, time after time") {
