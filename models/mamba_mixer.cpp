@@ -102,4 +102,8 @@ double MambaMixer::forward_flops(std::int64_t tokens) const {
   return products + 2 * static_cast<double>(kConvWidth) * t * inner + (7 * n + 4) * t * inner;
 }
 
+double MambaMixer::forward_flops_causal(std::int64_t tokens) const {
+  return forward_flops(tokens) + 4 * static_cast<double>(tokens) * static_cast<double>(inner_);
+}
+
 }  // namespace graft

@@ -25,6 +25,8 @@ class MambaMixer final : public Mixer {
   [[nodiscard]] Tensor extend(const Context& ctx, const Tensor& x, const MixerState& state,
                               const Tensor& length) const override;
   [[nodiscard]] double forward_flops(std::int64_t tokens) const override;
+  /// The retrieval study's convention: 4 operations more a channel for skip and gate.
+  [[nodiscard]] double forward_flops_causal(std::int64_t tokens) const override;
 
  private:
   static constexpr std::int64_t kConvWidth = 4;

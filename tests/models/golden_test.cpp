@@ -22,6 +22,14 @@ TEST_CASE("golden cases on the CPU in float64") { run_all(Backend::Cpu, Precisio
 
 TEST_CASE("golden cases on the CPU in float32") { run_all(Backend::Cpu, Precision::Fp32); }
 
+TEST_CASE("golden cases on the CPU in bfloat16") { run_all(Backend::Cpu, Precision::Bf16); }
+
+TEST_CASE("golden cases on CUDA in tf32 and bfloat16") {
+  if (skip_cuda()) return;
+  run_all(Backend::Cuda, Precision::Tf32);
+  run_all(Backend::Cuda, Precision::Bf16);
+}
+
 TEST_CASE("golden cases on CUDA in float32") {
   if (skip_cuda()) return;
   run_all(Backend::Cuda, Precision::Fp32);

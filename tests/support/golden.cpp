@@ -127,12 +127,26 @@ std::vector<std::string> GoldenCase::names(std::string_view prefix) const {
   return result;
 }
 
+namespace {
+
+/// A case's float32 bound is 20 times the error that its reference made in float32. Errors grow with the unit of
+/// rounding: 2^-24 in float32, 2^-11 in tf32, 2^-8 in bfloat16; four times the scaled error is allowed.
+double tolerance_of(const GoldenCase& golden, Precision precision, const char* float32) {
+  if (precision == Precision::Fp64) return golden.tolerance("float64");
+  const double given = golden.tolerance(float32);
+  if (precision == Precision::Tf32) return given / 20 * 4 * 8192;
+  if (precision == Precision::Bf16) return given / 20 * 4 * 65536;
+  return given;
+}
+
+}  // namespace
+
 GoldenRun::GoldenRun(const GoldenCase& golden, Backend backend, Precision precision)
     : golden_(golden),
       label_(
           fmt::format("golden case {} on {} in {}", golden.name(), graft::name_of(backend), graft::name_of(precision))),
-      output_tolerance_(golden.tolerance(precision == Precision::Fp64 ? "float64" : "float32_outputs")),
-      gradient_tolerance_(golden.tolerance(precision == Precision::Fp64 ? "float64" : "float32_gradients")),
+      output_tolerance_(tolerance_of(golden, precision, "float32_outputs")),
+      gradient_tolerance_(tolerance_of(golden, precision, "float32_gradients")),
       device_(backend, precision) {}
 
 Tensor GoldenRun::tensor(std::string_view name, const Shape& shape) const {
@@ -223,6 +237,8 @@ void run_golden_case(const std::filesystem::path& directory, Backend backend, Pr
   if (handler->host_only && backend != Backend::Cpu) return;
   try {
     const GoldenCase golden(directory);
+    // Cases of single ops hold everything in one dtype; their bfloat16 forms are compared with float64 in tests/ops.
+    if (precision == Precision::Bf16 && golden.kind() != "model" && golden.kind() != "block") return;
     GoldenRun run(golden, backend, precision);
     handler->run(run);
     run.finish();

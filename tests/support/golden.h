@@ -24,6 +24,8 @@ class GoldenCase {
   explicit GoldenCase(const std::filesystem::path& directory);
 
   [[nodiscard]] const std::string& name() const { return name_; }
+  /// "op", "block", "model", ...
+  [[nodiscard]] std::string kind() const { return description_.value("kind", ""); }
   /// A key of "config". Throws DataError naming case and key if it is missing or of another type.
   [[nodiscard]] double number(std::string_view key) const;
   [[nodiscard]] std::int64_t integer(std::string_view key) const;
