@@ -63,7 +63,7 @@ struct EvalTable {
   std::vector<std::string> baselines = {"all"};  // "all", or names, or none
   std::int64_t baseline_prompts = 128;           // of expensive baselines
   std::int64_t baseline_positions = 16;
-  std::optional<double> stop_above, stop_below;     // what ends the run early: see StopRule
+  std::optional<double> stop_above, stop_below;  // what ends the run early: see StopRule
   std::optional<std::int64_t> stop_from, stop_to;
 };
 
@@ -120,8 +120,9 @@ struct RawOverride;
 [[nodiscard]] std::string resolved_toml(const RunConfig& config);
 
 /// What decides a run's numbers: the canonical form without run.name, train.steps, eval.*, checkpoint.* and dist.*,
-/// which may change on a resume. With a constant learning rate, schedule.total, schedule.final and schedule.every do nothing
-/// and are left out too; otherwise a changed schedule.total is another run, even where it comes from train.steps.
+/// which may change on a resume. With a constant learning rate, schedule.total, schedule.final and schedule.every do
+/// nothing and are left out too; otherwise a changed schedule.total is another run, even where it comes from
+/// train.steps.
 [[nodiscard]] std::string identity_toml(const RunConfig& config);
 
 /// First 8 hexadecimal digits of the XXH3-64 of identity_toml(), for names of directories.

@@ -248,10 +248,21 @@ BaselineScores Evaluator::load_or_compute_baselines() {
 std::string summary_table(const EvaluationResult& result, const std::string& model_name, std::string_view score_name) {
   const std::vector<double>& model = result.positions.mean;
   const std::size_t points = model.size();
+  std::vector<std::size_t> scored;  // positions at which any prompt is
+  for (std::size_t i = 0; i < points; ++i) {
+    if (result.positions.count.empty() || result.positions.count[i] > 0) scored.push_back(i);
+  }
   std::vector<std::size_t> columns;  // positions worth showing
   for (const double share : {0.0, 0.125, 0.25, 0.5, 0.75, 1.0}) {
-    const auto at = static_cast<std::size_t>(std::lround(share * static_cast<double>(points - 1)));
+    if (scored.empty()) break;
+    const std::size_t at =
+        scored[static_cast<std::size_t>(std::lround(share * static_cast<double>(scored.size() - 1)))];
     if (columns.empty() || columns.back() != at) columns.push_back(at);
+  }
+  // Where outliers are at fixed positions, the 50th clean example is what is compared (Park et al. 2024, figure 4).
+  if (scored.size() < points && scored.size() >= 50 &&
+      std::find(columns.begin(), columns.end(), scored[49]) == columns.end()) {
+    columns.insert(std::upper_bound(columns.begin(), columns.end(), scored[49]), scored[49]);
   }
   std::size_t width = std::max<std::size_t>(model_name.size(), 14);
   std::string header =
@@ -260,7 +271,11 @@ std::string summary_table(const EvaluationResult& result, const std::string& mod
   for (const std::size_t at : columns) header += fmt::format("  {:>9}", fmt::format("i={}", at));
   std::string text = header + "\n" + std::string(header.size(), '-') + "\n";
   const auto row = [&](const std::string& name, const std::vector<double>& values) {
-    text += fmt::format("{:<{}}  {:>10}", name, width, number(mean(values, points > 1 ? 1 : 0)));
+    std::vector<double> counted;  // from the second position on
+    for (const std::size_t i : scored) {
+      if (i > 0 || points == 1) counted.push_back(values[i]);
+    }
+    text += fmt::format("{:<{}}  {:>10}", name, width, number(mean(counted, 0)));
     for (const std::size_t at : columns) text += fmt::format("  {:>9}", number(values[at]));
     text += "\n";
   };
@@ -275,7 +290,7 @@ std::string summary_table(const EvaluationResult& result, const std::string& mod
     for (std::size_t i = points > 1 ? 1 : 0; i < values.size(); ++i) {
       if (!std::isnan(values[i])) known.push_back(values[i]);
     }
-    const bool partial = known.size() + 1 < values.size();
+    const bool partial = known.size() + 1 < scored.size();
     text += fmt::format("{:<{}}  {:>10}", name, width, (partial ? "~" : "") + number(mean(known, 0)));
     for (const std::size_t at : columns) {
       text += fmt::format("  {:>9}", std::isnan(values[at]) ? "-" : number(values[at]));

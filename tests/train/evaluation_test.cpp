@@ -153,6 +153,63 @@ TEST_CASE("evaluation: baselines may be chosen, or none") {
   CHECK(some.baselines.contains("knn3"));
 }
 
+TEST_CASE("evaluation: expensive baselines answer some prompts at some positions") {
+  const std::vector<std::string> few = {"eval.baselines=[\"tree_full\", \"zero\"]", "eval.baseline_prompts=8",
+                                        "eval.baseline_positions=2"};
+  const TemporaryDirectory directory;
+  const std::filesystem::path cache = directory / "baselines.json";
+  const EvaluationResult result = evaluate(tiny_config(few), Backend::Cpu, 1, cache);
+  const std::vector<double>& tree = result.baselines.at("tree_full");
+  REQUIRE(tree.size() == 5);
+  const Experiment experiment(tiny_config(few));
+  double squares = 0, one_point = 0;  // of a prompt's first label; of a tree grown to one point, which answers with it
+  for (std::uint32_t i = 0; i < 8; ++i) {
+    const Prompt prompt = experiment.task->prompt(5, RandomDomain::Evaluation, 0, i);
+    squares += std::pow(double{prompt.ys[0]}, 2) / 8;
+    one_point += std::pow(double{prompt.ys[1]} - double{prompt.ys[0]}, 2) / 8;
+  }
+  CHECK(tree[0] == doctest::Approx(squares));
+  for (const std::size_t i : {2, 4}) CHECK(std::isfinite(tree[i]));
+  for (const std::size_t i : {1, 3}) CHECK(std::isnan(tree[i]));
+  for (const double value : result.baselines.at("zero")) CHECK(std::isfinite(value));
+
+  const nlohmann::json line = nlohmann::json::parse(result.json().dump());
+  CHECK(line.at("baselines").at("tree_full")[1] == "nan");
+  const std::string table = summary_table(result, "transformer", "squared error");
+  CHECK(table.find(fmt::format("~{:.4g}", (tree[2] + tree[4]) / 2)) != std::string::npos);
+  CHECK(table.find("some positions only") != std::string::npos);
+  CHECK(table.find("nan") == std::string::npos);
+  CHECK(summary_table(evaluate(tiny_config()), "transformer", "squared error").find('~') == std::string::npos);
+
+  const std::vector<double> cached = evaluate(tiny_config(few), Backend::Cpu, 1, cache).baselines.at("tree_full");
+  CHECK(std::isnan(cached[1]));
+  CHECK(cached[4] == tree[4]);
+  // Other numbers of prompts or positions are another key.
+  for (const char* key : {"eval.baseline_prompts=4", "eval.baseline_positions=4"}) {
+    CAPTURE(key);
+    const std::vector<double> all =
+        evaluate(tiny_config({few[0], few[1], few[2], key}), Backend::Cpu, 1, cache).baselines.at("tree_full");
+    CHECK((all[4] != tree[4] || std::isfinite(all[1])));
+    if (std::isfinite(all[1])) CHECK(all[1] == doctest::Approx(one_point));
+  }
+}
+
+TEST_CASE("evaluation: expensive baselines are left to a later evaluation when they are stopped") {
+  const TemporaryDirectory directory;
+  TinySession tiny(tiny_config({"eval.baselines=[\"tree_full\", \"zero\"]"}));
+  tiny.session.initialize();
+  Evaluator evaluator(tiny.session, directory / "baselines.json");
+  bool stop = true;
+  evaluator.watch([&stop] { return stop; }, {});
+  CHECK_FALSE(evaluator.run(1).baselines.contains("tree_full"));
+  CHECK_FALSE(std::filesystem::exists(directory / "baselines.json"));
+  stop = false;
+  const EvaluationResult result = evaluator.run(2);
+  CHECK(result.baselines.contains("tree_full"));
+  CHECK(result.baselines.contains("zero"));
+  CHECK(std::filesystem::exists(directory / "baselines.json"));
+}
+
 TEST_CASE("evaluation: without resamples there is no band") {
   const EvaluationResult result = evaluate(tiny_config({"eval.bootstrap=0"}));
   CHECK(result.positions.mean.size() == 5);

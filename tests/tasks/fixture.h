@@ -1,0 +1,17 @@
+#pragma once
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace graft::test {
+
+/// tests/fixtures/<name>.json: numbers of another program; "made_with" says which and how.
+[[nodiscard]] inline nlohmann::json fixture(const std::string& name) {
+  const auto directory = std::filesystem::path(__FILE__).parent_path().parent_path() / "fixtures";
+  std::ifstream file(directory / (name + ".json"));
+  return nlohmann::json::parse(file);
+}
+
+}  // namespace graft::test
