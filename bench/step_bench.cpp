@@ -47,6 +47,16 @@ std::vector<StepBenchmark> built_in() {
             fmt::format("train.precision={}", precision)}});
     }
   }
+  // every task of the in-context-learning study at its full length
+  for (const char* task : {"sparse_linear_regression", "relu_2nn_regression", "decision_tree",
+                           "orthogonal_outlier_regression", "many_outlier_regression", "sparse_parity",
+                           "chain_of_thought", "vector_mqar"}) {
+    for (const char* preset : {"transformer", "mamba", "standard_hybrid", "mambaformer"}) {
+      list.push_back({fmt::format("task_{}_{}_12x256/tf32", task, preset),
+                      {fmt::format("task.name={}", task), fmt::format("model.preset={}", preset), "model.layers=12",
+                       "model.width=256", "model.heads=8", "train.precision=tf32"}});
+    }
+  }
   struct Retrieval {
     const char* name;
     std::vector<std::string> keys;

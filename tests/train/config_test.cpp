@@ -44,7 +44,7 @@ const RegisterSettings tree_task{{
         {
             SettingKey::integer("task.dim", "dimension").with_default(4).between(1, 64),
             SettingKey::integer("task.points", "points").with_default(16).between(1, 128),
-            SettingKey::integer("task.depth", "depth of the tree").with_default(3).between(1, 8),
+            SettingKey::integer("task.test_depth", "depth of the tree").with_default(3).between(1, 8),
             SettingKey::numbers("task.levels", "a list of numbers").with_defaults({0.5, 1.0}).between(0, 1),
             SettingKey::text("task.label", "any text").with_default("none"),
             SettingKey::integers("task.sizes", "a list of integers").with_defaults({1, 2}).at_least(1),
@@ -53,8 +53,8 @@ const RegisterSettings tree_task{{
         {.dims_start = 2, .points_start = 4}),
     .checks = {check_curriculum,
                [](const Settings& settings, SettingMistakes& mistakes) {
-                 if (settings.integer("task.depth") > settings.integer("task.dim")) {
-                   mistakes.add({"task.depth", "task.dim"}, "deeper than there are dimensions");
+                 if (settings.integer("task.test_depth") > settings.integer("task.dim")) {
+                   mistakes.add({"task.test_depth", "task.dim"}, "deeper than there are dimensions");
                  }
                }},
 }};
@@ -349,8 +349,8 @@ TEST_CASE("config: every file name gives a run a name that is accepted") {
 TEST_CASE("config: keys of an owner are legal with it only") {
   const std::string tree = "[task]\nname = \"settings_test_tree\"\n";
   const std::string model = "[model]\npreset = \"transformer\"\n";
-  const RunConfig config = parse_config(tree + "depth = 2\n" + model, "x.toml");
-  CHECK(config.settings.integer("task.depth") == 2);
+  const RunConfig config = parse_config(tree + "test_depth = 2\n" + model, "x.toml");
+  CHECK(config.settings.integer("task.test_depth") == 2);
   CHECK(config.settings.integer("task.dim") == 4);  // its own default for a key other tasks have too
   CHECK(config.settings.numbers("task.levels") == std::vector<double>{0.5, 1.0});
   CHECK(config.settings.integers("task.sizes") == std::vector<std::int64_t>{1, 2});
@@ -362,10 +362,10 @@ TEST_CASE("config: keys of an owner are legal with it only") {
   check_refused(tree + "levels = [0.5, 2]\n" + model, "task.levels: got 2.0, expected an array of numbers in [0, 1]");
   check_refused(tree + "sizes = [1.5]\n" + model, "got an array of numbers, expected an array of integers >= 1");
   check_refused(tree + "dim = 65\n" + model, "task.dim: got 65, expected an integer in [1, 64]");
-  check_refused(tree + "depth = 5\n" + model, "x.toml:3:9: task.depth: deeper than there are dimensions");
+  check_refused(tree + "depth = 5\n" + model, "x.toml:3:9: task.test_depth: deeper than there are dimensions");
   check_refused(tree + model + "[eval]\nbaselines = [\"greddy\"]\n", "did you mean `greedy`?");
   check_refused("[task]\nname = \"linear_regression\"\ndepth = 2\n" + model,
-                "x.toml:3:1: task.depth: belongs to task.name \"settings_test_tree\", but task.name is "
+                "x.toml:3:1: task.test_depth: belongs to task.name \"settings_test_tree\", but task.name is "
                 "\"linear_regression\"");
   CHECK(mistakes_in(refusal("[task]\nname = \"nobody\"\ndepth = 2\n" + model)) == 1);
 
@@ -396,7 +396,7 @@ TEST_CASE("config: -o overrides the file") {
   CHECK(with({"train.precision=bf16"}).train.precision == Precision::Bf16);
   CHECK(with({"eval.baselines=zero,averaging"}).eval.baselines == std::vector<std::string>{"zero", "averaging"});
   CHECK(with({"eval.baselines=[]"}).eval.baselines.empty());
-  CHECK(with({"task={name = \"settings_test_tree\", depth = 1}"}).settings.integer("task.depth") == 1);
+  CHECK(with({"task={name = \"settings_test_tree\", depth = 1}"}).settings.integer("task.test_depth") == 1);
   CHECK_FALSE(curriculum_of(with({"task.curriculum.enabled=false"}).settings).enabled);
   CHECK(with({"optimizer.lr=3e-4"}).settings.origin("optimizer.lr").str() == "-o optimizer.lr=3e-4");
   // One of two alternatives replaces the other one of the file.
@@ -708,7 +708,7 @@ TEST_CASE("settings: a value is looked up as what it was declared") {
   CHECK(config.settings.number("task.dim") == 20.0);
   CHECK_THROWS_WITH_AS(static_cast<void>(config.settings.integer("optimizer.lr")),
                        "settings: optimizer.lr is a number, asked for as an integer", ArgumentError);
-  CHECK_THROWS_WITH_AS(static_cast<void>(config.settings.text("task.depth")), "settings: task.depth has no value here",
+  CHECK_THROWS_WITH_AS(static_cast<void>(config.settings.text("task.test_depth")), "settings: task.test_depth has no value here",
                        ArgumentError);
   CHECK_THROWS_AS(static_cast<void>(SettingKey::integer("a.b", "").with_default(0.5)), ArgumentError);
   CHECK(SettingKey::number("a.b", "").with_default(1).fallback == SettingValue(1.0));

@@ -1,0 +1,449 @@
+#include "train/sweep.h"
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): kill is POSIX
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/error.h"
+#include "tests/support/parity.h"
+#include "tests/support/temporary_directory.h"
+#include "tests/train/tiny_run.h"
+#include "train/sweep_run.h"
+
+namespace graft::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A directory with tiny.toml and a sweep over it.
+struct SweepPlace {
+  explicit SweepPlace(const std::string& text) {
+    write_contents(directory / "tiny.toml", kTinyConfig);
+    write_contents(file(), text);
+  }
+  [[nodiscard]] std::string file() const { return (directory / "grid.sweep.toml").string(); }
+  [[nodiscard]] Sweep load(const std::vector<std::string>& overrides = {}) const {
+    return load_sweep(file(), overrides);
+  }
+  /// The message without the name of the directory.
+  [[nodiscard]] std::string refusal(const std::vector<std::string>& overrides = {}) const {
+    try {
+      static_cast<void>(load(overrides));
+    } catch (const ConfigError& error) {
+      std::string text = error.what();
+      const std::string prefix = directory.path().string() + "/";
+      for (std::size_t at; (at = text.find(prefix)) != std::string::npos;) text.erase(at, prefix.size());
+      return text;
+    }
+    return {};
+  }
+  [[nodiscard]] SweepReport run(const Sweep& sweep, int jobs = 1, const char* device = "cpu") const {
+    const NullStream null;
+    SweepOptions options;
+    options.root = directory / "runs";
+    options.device = device;
+    options.jobs = jobs;
+    options.threads = 2;
+    options.out = null.file();
+    return run_sweep(sweep, options);
+  }
+  [[nodiscard]] fs::path run_directory(const Sweep& sweep, std::size_t point) const {
+    return directory_of(sweep, sweep.points[point], directory / "runs");
+  }
+  [[nodiscard]] RunStatus status(const Sweep& sweep, std::size_t point) const {
+    return status_of(sweep.points[point], run_directory(sweep, point));
+  }
+  TemporaryDirectory directory;
+};
+
+std::vector<std::string> names(const Sweep& sweep) {
+  std::vector<std::string> result;
+  for (const SweepPoint& point : sweep.points) result.push_back(point.name);
+  return result;
+}
+
+const std::string kBase = "[sweep]\nbase = \"tiny.toml\"\n";
+
+TEST_CASE("sweep: the product of a table's values, the last key fastest, and the tables one after the other") {
+  const SweepPlace place(kBase + R"(set = {"train.log_every" = 20, eval.bootstrap = 0}
+[[sweep.grid]]
+model.preset = ["transformer", "mamba"]
+"model.width" = [16, 32]
+model.heads = 4
+[[sweep.grid]]
+optimizer.lr = [1e-3]
+train.capture = [true, false]
+)");
+  const Sweep sweep = place.load({"train.steps=40"});
+  CHECK(sweep.name == "grid");
+  CHECK(names(sweep) == std::vector<std::string>{"preset=transformer+width=16", "preset=transformer+width=32",
+                                                 "preset=mamba+width=16", "preset=mamba+width=32",
+                                                 "lr=0.001+capture=true", "lr=0.001+capture=false"});
+  std::set<std::string> hashes;
+  for (const SweepPoint& point : sweep.points) {
+    const RunConfig config = sweep.config(point);
+    CHECK(point.hash == config_hash8(config));
+    CHECK(point.steps == 40);
+    CHECK(config.train.steps == 40);
+    CHECK(config.train.log_every == 20);
+    CHECK(config.eval.bootstrap == 0);
+    CHECK(config.run.name == "grid-" + point.name);
+    CHECK(config.text == kTinyConfig);
+    hashes.insert(point.hash);
+  }
+  CHECK(hashes.size() == sweep.points.size());
+  const RunConfig third = sweep.config(sweep.points[3]);
+  CHECK(third.model.preset == "mamba");
+  CHECK(third.model.width == 32);
+  CHECK(third.model.heads == 4);
+  CHECK(sweep.config(sweep.points[4]).model.heads == 2);
+  CHECK_FALSE(sweep.config(sweep.points[5]).train.capture);
+  // A run is the one that `graft train` would make of the same values.
+  CHECK(sweep.points[2].hash ==
+        config_hash8(tiny_config({"train.log_every=20", "model.preset=mamba", "model.heads=4", "model.width=16"})));
+  CHECK(directory_of(sweep, sweep.points[0], "runs") == fs::path("runs/grid/preset=transformer+width=16"));
+  CHECK_FALSE(fs::exists(place.directory / "runs"));
+}
+
+TEST_CASE("sweep: names") {
+  const Sweep sweep = SweepPlace("[sweep]\nname = \"figure\"\nbase = \"tiny.toml\"\n" + std::string(R"([[sweep.grid]]
+model.pattern = ["M(AM)*2"]
+optimizer.name = ["adam"]
+schedule.name = ["constant", "cosine"]
+optimizer.weight_decay = 0
+[[sweep.grid]]
+eval.batch = [4, 8]
+train.batch = [8]
+)"))
+                          .load();
+  CHECK(sweep.name == "figure");
+  CHECK(names(sweep) == std::vector<std::string>{"pattern=M_AM__2+optimizer=adam+schedule=constant",
+                                                 "pattern=M_AM__2+optimizer=adam+schedule=cosine",
+                                                 "eval.batch=4+train.batch=8", "eval.batch=8+train.batch=8"});
+}
+
+TEST_CASE("sweep: mistakes are named with their place, each once") {
+  const SweepPlace unknown(kBase + R"([[sweep.grid]]
+model.preset = ["transformer", "mambaa"]
+model.widht = [16, 32]
+optimizer.lr = [1e-3, "fast"]
+)");
+  const std::string message = unknown.refusal();
+  CAPTURE(message);
+  CHECK(message.starts_with("grid.sweep.toml:4:32: model.preset: got \"mambaa\", expected one of "));
+  CHECK(
+      message.ends_with("; did you mean `mamba`?\n"
+                        "  4 | model.preset = [\"transformer\", \"mambaa\"]\n"
+                        "    |                                ^\n"
+                        "grid.sweep.toml:5:7: model.widht: unknown key; did you mean `model.width`?\n"
+                        "  5 | model.widht = [16, 32]\n"
+                        "    |       ^\n"
+                        "grid.sweep.toml:6:23: optimizer.lr: got the text \"fast\", expected a number in (0, 1000]\n"
+                        "  6 | optimizer.lr = [1e-3, \"fast\"]\n"
+                        "    |                       ^\n"
+                        "grid.sweep.toml: 3 mistakes; `graft config explain KEY` says what a key takes"));
+
+  const auto refused = [](const std::string& text, const std::string& expected) {
+    CAPTURE(text);
+    const std::string got = SweepPlace(text).refusal();
+    CAPTURE(got);
+    CHECK(got.find(expected) != std::string::npos);
+  };
+  const std::string grid = "[[sweep.grid]]\nrun.seed = [1, 2]\n";
+  refused(kBase + "[[sweep.grid]]\nmodel.width = []\n", "grid.sweep.toml:4:15: model.width: got an empty array");
+  refused(kBase + "[[sweep.grid]]\n", "sweep.grid: got no key");
+  refused(kBase, "sweep.grid: missing");
+  refused("[sweep]\n" + grid, "grid.sweep.toml:1:2: sweep.base: missing");
+  refused(grid, "grid.sweep.toml:1:3: sweep.base: missing");
+  refused("[sweeep]\nbase = \"tiny.toml\"\n", "grid.sweep.toml:1:2: sweeep: expected a table [sweep]");
+  refused(kTinyConfig, "sweep: missing, expected a table [sweep]");
+  refused(kBase + grid + "[train]\nsteps = 3\n", "grid.sweep.toml:5:2: train: not part of a sweep");
+  refused("[sweep]\nbase = \"tinny.toml\"\n" + grid, "sweep.base: tinny.toml: no such file; did you mean `tiny.toml`?");
+  refused("[sweep]\nbase = 3\n" + grid, "sweep.base: got the integer 3");
+  refused("[sweep]\nbsae = \"tiny.toml\"\n" + grid, "sweep.bsae: unknown key; did you mean `sweep.base`?");
+  refused("[sweep]\nname = \"a/b\"\nbase = \"tiny.toml\"\n" + grid,
+          "sweep.name: got the text \"a/b\", expected letters");
+  refused(kBase + grid + grid, "two runs would be called seed=1");
+  refused(kBase + "[[sweep.grid]]\nrun.seed = [1, 1]\n", "two runs would be called seed=1");
+  refused(kBase + "[[sweep.grid]]\nrun.name = [\"a\"]\n", "run.name: does not belong into a sweep");
+  refused(kBase + "set = {\"model.widht\" = 8}\n" + grid,
+          "grid.sweep.toml:3:8: model.widht: unknown key; did you mean `model.width`?");
+  refused(kBase + "[[sweep.grid]]\nmodel.width = [16]\n\"model.width\" = [32]\n", "model.width: given a second time");
+  refused(kBase + "[[sweep.grid]]\nmodel.heads = [2, 3]\n", "model.heads: 3 does not divide model.width = 16");
+  refused(kBase + grid + "[sweep.stop]\nabvoe = 1\n",
+          "sweep.stop.abvoe: unknown key; did you mean `sweep.stop.above`?");
+  refused(kBase + grid + "[sweep.stop]\nabove = 1\n", "above = 1");
+  refused(
+      kBase + "[[sweep.grid]]\nrun.seed = [" +
+          [] {
+            std::string numbers;
+            for (int i = 0; i < 101; ++i) numbers += fmt::format("{}, ", i);
+            return numbers + "]\ntrain.batch = [" + numbers + "]\n";
+          }(),
+      "sweep.grid: got more than 10000 runs, expected at most 10000");
+  CHECK(SweepPlace(kBase + grid).refusal({"model.widht=3"}).find("-o model.widht=3: model.widht: unknown key") == 0);
+  CHECK(SweepPlace(kBase + "[[sweep.grid]]\nmodel.width = [16\n").refusal().starts_with("grid.sweep.toml:"));
+  CHECK_THROWS_AS(static_cast<void>(load_sweep("nowhere.sweep.toml")), ConfigError);
+}
+
+TEST_CASE("sweep: a mistake in the base is the base's, once") {
+  const SweepPlace place(kBase + "[[sweep.grid]]\nrun.seed = [0, 1, 2]\n");
+  std::string text = kTinyConfig;
+  text.replace(text.find("width"), 5, "widht");
+  write_contents(place.directory / "tiny.toml", text);
+  const std::string message = place.refusal();
+  CAPTURE(message);
+  CHECK(message.starts_with("tiny.toml:"));
+  CHECK(message.find("model.widht: unknown key; did you mean `model.width`?\n  ") != std::string::npos);
+  CHECK(message.find("grid.sweep.toml: 1 mistake;") != std::string::npos);
+}
+
+const std::string kSixRuns = kBase + R"([[sweep.grid]]
+model.preset = ["transformer", "mamba", "mambaformer"]
+run.seed = [0, 1]
+)";
+
+TEST_CASE("sweep: runs at once end in the bits of runs alone, and done runs are not run again") {
+  const SweepPlace place(kSixRuns);
+  const Sweep sweep = place.load();
+  CHECK(place.status(sweep, 0).state == RunState::NotStarted);
+  const SweepReport report = place.run(sweep, 3);
+  CHECK(report.done_before == 0);
+  CHECK(report.signal == 0);
+  REQUIRE(report.outcomes.size() == 6);
+  for (std::size_t i = 0; i < 6; ++i) {
+    const SweepOutcome& outcome = report.outcomes[i];
+    CAPTURE(outcome.point->name);
+    CHECK(outcome.error.empty());
+    CHECK(outcome.training.step == 60);
+    const fs::path alone = place.directory / "alone" / outcome.point->name;
+    const TrainingOutcome reference = train_in(alone, sweep.config(*outcome.point));
+    CHECK(outcome.training.parameter_hash == reference.parameter_hash);
+    CHECK(lines_without_times(place.run_directory(sweep, i) / "metrics.jsonl") ==
+          lines_without_times(alone / "metrics.jsonl"));
+    CHECK(lines_without_times(place.run_directory(sweep, i) / "eval.jsonl") ==
+          lines_without_times(alone / "eval.jsonl"));
+    const RunStatus status = place.status(sweep, i);
+    CHECK(status.state == RunState::Done);
+    CHECK(status.step == 60);
+    CHECK(status.evaluated == 60);
+    CHECK(status.mean == doctest::Approx(reference.evaluation.summary.mean_from_second));
+  }
+  const SweepReport again = place.run(sweep, 2);
+  CHECK(again.done_before == 6);
+  CHECK(again.outcomes.empty());
+
+  // More steps are no other run: those go on.
+  const Sweep longer = place.load({"train.steps=70"});
+  CHECK(place.status(longer, 2).state == RunState::Unfinished);
+  CHECK(place.run(longer, 2).outcomes.size() == 6);
+  CHECK(place.status(longer, 2).state == RunState::Done);
+  // Another learning rate is.
+  CHECK(place.status(place.load({"optimizer.lr=1e-2"}), 2).state == RunState::OtherConfig);
+}
+
+TEST_CASE("sweep: CUDA: runs at once end in the bits of runs alone") {
+  if (skip_cuda()) return;
+  const SweepPlace place(kSixRuns);
+  const Sweep sweep = place.load({"eval.every=9"});
+  const SweepReport report = place.run(sweep, 6, "cuda");
+  REQUIRE(report.outcomes.size() == 6);
+  for (const SweepOutcome& outcome : report.outcomes) {
+    CAPTURE(outcome.point->name);
+    CAPTURE(outcome.error);
+    const TrainingOutcome reference =
+        train_in(place.directory / outcome.point->name, sweep.config(*outcome.point), nullptr, Backend::Cuda);
+    CHECK(outcome.training.parameter_hash == reference.parameter_hash);
+  }
+}
+
+TEST_CASE("sweep: a run that fails ends no other, and is tried again") {
+  const SweepPlace place(kSixRuns);
+  const Sweep sweep = place.load();
+  fs::create_directories(place.run_directory(sweep, 1));
+  write_contents(place.run_directory(sweep, 1) / "file", "no run");
+  const SweepReport report = place.run(sweep, 2);
+  REQUIRE(report.outcomes.size() == 6);
+  for (std::size_t i = 0; i < 6; ++i) {
+    CAPTURE(report.outcomes[i].error);
+    CHECK(report.outcomes[i].error.empty() == (i != 1));
+    CHECK(report.outcomes[i].code == (i == 1 ? ExitCode::kUsage : ExitCode::kDone));
+  }
+  CHECK(report.outcomes[1].error.find("holds no run") != std::string::npos);
+  fs::remove(place.run_directory(sweep, 1) / "file");
+  const SweepReport again = place.run(sweep, 2);
+  CHECK(again.done_before == 5);
+  REQUIRE(again.outcomes.size() == 1);
+  CHECK(again.outcomes[0].error.empty());
+
+  // An error within the run is on record.
+  write_contents(place.run_directory(sweep, 3) / "ckpt/step_60/model.safetensors", "damaged");
+  const Sweep longer = place.load({"train.steps=70"});
+  const SweepReport damaged = place.run(longer, 2);
+  REQUIRE(damaged.outcomes.size() == 6);
+  CHECK(damaged.outcomes[2].error.empty());
+  CHECK(damaged.outcomes[3].code == ExitCode::kData);
+  CHECK(place.status(longer, 2).state == RunState::Done);
+  CHECK(place.status(longer, 3).state == RunState::Failed);
+  CHECK(place.status(longer, 3).message.find("step_60") != std::string::npos);
+}
+
+TEST_CASE("sweep: an interrupted run goes on from its checkpoint, to the same bits") {
+  const SweepPlace place(kBase + "[[sweep.grid]]\nrun.seed = [3]\n");
+  const Sweep sweep = place.load({"checkpoint.every=20"});
+  const RunConfig config = sweep.config(sweep.points[0]);
+  const TrainingOutcome whole = train_in(place.directory / "whole", config);
+  {
+    RunConfig part = config;
+    part.train.steps = 40;
+    train_in(place.run_directory(sweep, 0), part);
+  }
+  CHECK(place.status(sweep, 0).state == RunState::Unfinished);
+  CHECK(place.status(sweep, 0).step == 40);
+  const SweepReport report = place.run(sweep);
+  REQUIRE(report.outcomes.size() == 1);
+  CHECK(report.outcomes[0].training.parameter_hash == whole.parameter_hash);
+  CHECK(place.status(sweep, 0).state == RunState::Done);
+}
+
+TEST_CASE("sweep: SIGINT ends all runs after saving, and the next ones do not start") {
+  const SweepPlace place(kBase + "[[sweep.grid]]\nrun.seed = [0, 1, 2]\n");
+  const Sweep sweep = place.load({"train.steps=10000000", "train.log_every=1"});
+  std::jthread sender([&place, &sweep] {
+    const auto running = [&](std::size_t point) { return place.status(sweep, point).step > 0; };
+    for (int tries = 0; tries < 600 && !(running(0) && running(1)); ++tries) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    ::kill(::getpid(), SIGINT);
+  });
+  const SweepReport report = place.run(sweep, 2);
+  CHECK(report.signal == SIGINT);
+  REQUIRE(report.outcomes.size() == 2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    CHECK(report.outcomes[i].error.empty());
+    CHECK(report.outcomes[i].training.signal == SIGINT);
+    const std::int64_t step = report.outcomes[i].training.step;
+    CHECK(fs::exists(place.run_directory(sweep, i) / "ckpt" / fmt::format("step_{}", step)));
+    CHECK(place.status(sweep, i).state == RunState::Unfinished);
+    CHECK(place.status(sweep, i).step == step);
+  }
+  CHECK(place.status(sweep, 2).state == RunState::NotStarted);
+}
+
+TEST_CASE("stop rule: means over the range, ends included") {
+  StopRule rule;
+  CHECK_FALSE(rule.given());
+  CHECK_FALSE(rule.decided({1, 2}));
+  rule.above = 0.9;
+  rule.first = 1;
+  rule.last = 2;
+  CHECK(rule.value({0, 1, 0.8, 0}) == doctest::Approx(0.9));
+  CHECK(rule.decided({0, 1, 0.81, 0}));
+  CHECK_FALSE(rule.decided({1, 1, 0.79, 1}));
+  CHECK(rule.decided({0, std::nan(""), 0.95, 0}));
+  CHECK_FALSE(rule.decided({0, std::nan(""), std::nan(""), 1}));
+  CHECK_FALSE(rule.decided({}));
+  CHECK(rule.str() == "mean over positions 1..2 at least 0.9");
+  const StopRule below{std::nullopt, 0.5, 2, std::nullopt};
+  CHECK(below.decided({9, 9, 0.4, 0.6}));
+  CHECK_FALSE(below.decided({0, 0, 0.4, 0.7}));
+}
+
+TEST_CASE("stop rule: conditions between its keys") {
+  const auto refused = [](const std::vector<std::string>& overrides, const char* message) {
+    CHECK_THROWS_WITH_AS(static_cast<void>(tiny_config(overrides)), doctest::Contains(message), ConfigError);
+  };
+  refused({"eval.every=10", "eval.stop_above=1", "eval.stop_below=1"}, "eval.stop_below: given together with");
+  refused({"eval.every=10", "eval.stop_from=1"}, "eval.stop_from: has no effect without eval.stop_above");
+  refused({"eval.stop_above=1"}, "eval.stop_above: has no effect with eval.every = 0");
+  refused({"eval.every=10", "eval.stop_above=1", "eval.stop_from=3", "eval.stop_to=2"}, "got 3, expected at most");
+  refused({"eval.every=10", "eval.stop_above=1", "eval.stop_to=5"},
+          "eval.stop_to: got 5, expected at most 4, the last position");
+  CHECK(config_hash8(tiny_config({"eval.every=10", "eval.stop_above=1", "eval.stop_to=4"})) ==
+        config_hash8(tiny_config()));
+}
+
+TEST_CASE("stop rule: a run ends at the evaluation that decides it, and knows that it is done") {
+  const TemporaryDirectory directory;
+  const std::vector<std::string> rule = {"eval.every=10", "eval.stop_below=1e9", "eval.stop_from=1"};
+  const TrainingOutcome outcome = train_in(directory / "run", tiny_config(rule));
+  CHECK(outcome.step == 10);
+  CHECK(outcome.stopped);
+  CHECK(outcome.signal == 0);
+  CHECK(steps_of(directory / "run/eval.jsonl") == std::vector<std::int64_t>{10});
+  CHECK(fs::exists(directory / "run/ckpt/step_10"));
+  const nlohmann::json record = nlohmann::json::parse(contents(directory / "run/run.json"));
+  CHECK(record.at("exit_status") == 0);
+  CHECK(record.at("stopped").at("step") == 10);
+  CHECK(record.at("stopped").at("rule") == "mean over positions 1.. at most 1000000000");
+
+  const TrainingOutcome again = train_in(directory / "run", tiny_config(rule));
+  CHECK(again.step == 10);
+  CHECK(again.stopped);
+  CHECK(again.parameter_hash == outcome.parameter_hash);
+  CHECK(steps_of(directory / "run/eval.jsonl") == std::vector<std::int64_t>{10});
+
+  // A rule that it does not meet: the run goes on to its end, as if there had been none.
+  const TrainingOutcome rest = train_in(directory / "run", tiny_config({"eval.every=10", "eval.stop_below=-1"}));
+  CHECK(rest.step == 60);
+  CHECK_FALSE(rest.stopped);
+  CHECK(rest.parameter_hash == train_in(directory / "plain", tiny_config()).parameter_hash);
+  CHECK(steps_of(directory / "run/eval.jsonl") == std::vector<std::int64_t>{10, 20, 30, 40, 50, 60});
+  CHECK_FALSE(nlohmann::json::parse(contents(directory / "run/run.json")).contains("stopped"));
+}
+
+TEST_CASE("sweep: the stop rule ends runs one by one") {
+  const SweepPlace place(kBase + R"(set = {eval.every = 20}
+[[sweep.grid]]
+run.seed = [0, 1]
+[sweep.stop]
+below = 1e9
+first = 1
+last = 4
+)");
+  const Sweep sweep = place.load();
+  CHECK(sweep.points[0].stop.last == 4);
+  const SweepReport report = place.run(sweep, 2);
+  REQUIRE(report.outcomes.size() == 2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    CHECK(report.outcomes[i].training.step == 20);
+    const RunStatus status = place.status(sweep, i);
+    CHECK(status.state == RunState::Done);
+    CHECK(status.step == 20);
+    CHECK(status.stop_value > 0);
+  }
+  CHECK(place.run(sweep).done_before == 2);
+  // A stricter rule: not done any more.
+  CHECK(place.status(place.load({"eval.stop_below=1e-9"}), 0).state == RunState::Unfinished);
+}
+
+TEST_CASE("sweep: the files that come with the project are right") {
+  int files = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(fs::path(GRAFT_SOURCE_DIR) / "configs")) {
+    if (!entry.path().string().ends_with(".sweep.toml")) continue;
+    CAPTURE(entry.path().string());
+    std::string refusal;
+    try {
+      CHECK_FALSE(load_sweep(entry.path().string()).points.empty());
+    } catch (const ConfigError& error) {
+      refusal = error.what();
+    }
+    CHECK(refusal.empty());
+    ++files;
+  }
+  CHECK(files >= 1);
+}
+
+}  // namespace
+}  // namespace graft::test
