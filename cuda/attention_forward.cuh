@@ -4,10 +4,10 @@
 
 #include "cuda/attention_tile.cuh"
 #include "cuda/check.h"
+#include "cuda/exp2.cuh"
 
 namespace graft::cuda::attention {
 
-inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 
 template <class Mma, int kHeadDim>

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "cuda/exp2.cuh"
 #include "cuda/groups.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
@@ -18,7 +19,6 @@ constexpr int kThreads = 128;
 constexpr int kLanes = 8;                       // threads that share a key
 constexpr int kStreams = kThreads / kLanes;     // keys that a block looks at together
 constexpr int kGroupColumns = kLanes * kGroup;  // columns of one group of all lanes
-constexpr float kLog2E = 1.4426950408889634F;
 
 template <class T>
 struct Extension {

@@ -3,6 +3,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/selective_scan.cuh"
 #include "ops/decode_scan.h"
+#include "ops/softplus_formula.h"
 
 // A channel's states lie in the registers of kLanes neighbouring threads, kStates each: group j of four states of lane
 // l is states 4 * (j * kLanes + l) ... + 3, so that a warp reads and writes neighbouring 16 bytes. What the next token
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kThreads) extend_kernel(const Extension<T> p) 
     const float x = to_float(now.x);
     float step = to_float(now.dt) + bias;
     if (p.softplus) step = softplus(step);
-    step = step < p.dt_min ? p.dt_min : (step > p.dt_max ? p.dt_max : step);  // NaN stays NaN
+    step = clamped(step, p.dt_min, p.dt_max);
     const float input = step * x;
     const float shared_decay = kDecayAState ? 0.F : fast_exp2(step * rate[0]);
     float sum = 0.F;

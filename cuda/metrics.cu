@@ -6,9 +6,7 @@ namespace {
 
 __global__ void write_metrics_kernel(const float* loss, const StepState* state, MetricsRow* ring,
                                      std::int64_t capacity) {
-  ring[state->step % static_cast<std::uint64_t>(capacity)] = {
-      static_cast<double>(state->step + 1), static_cast<double>(*loss), state->gradient_norm, state->learning_rate,
-      static_cast<double>(state->skipped)};
+  ring[state->step % static_cast<std::uint64_t>(capacity)] = metrics_row(*state, static_cast<double>(*loss));
 }
 
 void write(Stream& stream, const WriteMetrics& args) {

@@ -56,7 +56,7 @@ struct ColumnTotal {
   const std::int64_t first = std::int64_t{blockIdx.x} * kWarp;
   float total = 0.F;
   if (first + lane < columns) {
-#pragma unroll 4
+#pragma unroll 8  // all of a usual number of parts are on their way at once
     for (int part = warp; part < parts; part += kWarp) total += partial[part * columns + first + lane];
   }
   sums[warp][lane] = total;

@@ -7,9 +7,9 @@
 #include "cuda/row_layout.cuh"
 #include "ops/residual_norm.h"
 
-// Every tensor but the stream's own float32 may be of either dtype. Rows are therefore fetched as raw words and told
-// apart when they are used: all loads of a row are under way before the first is waited for, and the kernels are
-// instantiated for layouts alone.
+// Gradients of the norms have one dtype, which the backward kernel is instantiated for. Terms and their gradients may
+// be of either, each its own. Rows are fetched as raw words and converted when they are used: all loads of a row are
+// under way before the first is waited for.
 
 namespace graft::cuda {
 namespace {
@@ -19,51 +19,112 @@ static_assert(kResidualNormMaxWidth <= kWidestRow);
 constexpr int kTerms = kResidualNormMaxTerms;
 constexpr int kNorms = kResidualNormMaxNorms;
 
+__device__ __forceinline__ void unpack_floats(const uint4& word, float (&to)[kGroup]) {
+  to[0] = __uint_as_float(word.x);
+  to[1] = __uint_as_float(word.y);
+  to[2] = __uint_as_float(word.z);
+  to[3] = __uint_as_float(word.w);
+}
+__device__ __forceinline__ void unpack_halves(const uint2& word, float (&to)[kGroup]) {
+  to[0] = __uint_as_float(word.x << 16U);
+  to[1] = __uint_as_float(word.x & 0xffff0000U);
+  to[2] = __uint_as_float(word.y << 16U);
+  to[3] = __uint_as_float(word.y & 0xffff0000U);
+}
+
+/// Four columns of a row of T as they lie in memory; floats where rows are read element by element.
+template <class T, bool kAligned>
+struct RawGroup {
+  static constexpr bool kHalves = kAligned && std::is_same_v<T, bf16>;
+  std::conditional_t<kHalves, uint2, uint4> word;
+
+  __device__ __forceinline__ void fetch(const T* row, int column, int width) {
+    word = {};
+    if constexpr (kAligned) {
+      if (column < width) word = *reinterpret_cast<const decltype(word)*>(row + column);
+    } else {
+      float values[kGroup];
+      load_group<false>(row, column, width, values);
+      word = {__float_as_uint(values[0]), __float_as_uint(values[1]), __float_as_uint(values[2]),
+              __float_as_uint(values[3])};
+    }
+  }
+  __device__ __forceinline__ void unpack(float (&to)[kGroup]) const {
+    if constexpr (kHalves) {
+      unpack_halves(word, to);
+    } else {
+      unpack_floats(word, to);
+    }
+  }
+};
+
+template <class T, class L>
+using RawRow = RawGroup<T, L::kAligned>[L::kVectors];
+
+template <class T, class L>
+__device__ __forceinline__ void fetch_row(const T* row, int width, RawRow<T, L>& to) {
+#pragma unroll
+  for (int v = 0; v < L::kVectors; ++v) to[v].fetch(row, L::column(v), width);
+}
+
 /// A tensor that is read, and whether it is bfloat16 (float32 otherwise).
 struct Source {
   const void* data;
   bool is_bf16;
 };
 
-/// Four columns as they lie in memory.
-template <bool kAligned>
-struct RawGroup {
-  uint4 word;  // float32: all of it; bfloat16: x and y
+/// A row of a Source.
+template <class L>
+struct RawAnyRow {
+  RawGroup<float, L::kAligned> groups[L::kVectors];  // an aligned group of bfloat16 in x and y
 
-  __device__ __forceinline__ void fetch(const Source& from, std::int64_t start, int column, int width) {
-    word = make_uint4(0, 0, 0, 0);
-    if constexpr (kAligned) {
-      if (column >= width) return;
-      if (from.is_bf16) {
-        const uint2 half = *reinterpret_cast<const uint2*>(static_cast<const bf16*>(from.data) + start + column);
-        word.x = half.x;
-        word.y = half.y;
-      } else {
-        word = *reinterpret_cast<const uint4*>(static_cast<const float*>(from.data) + start + column);
+  __device__ __forceinline__ void fetch(const Source& from, std::int64_t start, int width) {
+    if (from.is_bf16) {
+      RawRow<bf16, L> halves;
+      fetch_row<bf16, L>(static_cast<const bf16*>(from.data) + start, width, halves);
+#pragma unroll
+      for (int v = 0; v < L::kVectors; ++v) {
+        groups[v].word.x = halves[v].word.x;
+        groups[v].word.y = halves[v].word.y;
+        if constexpr (!L::kAligned) {
+          groups[v].word.z = halves[v].word.z;
+          groups[v].word.w = halves[v].word.w;
+        }
       }
-    } else {  // always as floats
-      float values[kGroup];
-      AnyRows{const_cast<void*>(from.data), from.is_bf16}.load<false>(start, column, width, values);
-      word = make_uint4(__float_as_uint(values[0]), __float_as_uint(values[1]), __float_as_uint(values[2]),
-                        __float_as_uint(values[3]));
+    } else {
+      fetch_row<float, L>(static_cast<const float*>(from.data) + start, width, groups);
     }
   }
-  __device__ __forceinline__ void unpack(bool is_bf16, float (&to)[kGroup]) const {
-    const bool halves = kAligned && is_bf16;
-    to[0] = __uint_as_float(halves ? word.x << 16U : word.x);
-    to[1] = __uint_as_float(halves ? word.x & 0xffff0000U : word.y);
-    to[2] = __uint_as_float(halves ? word.y << 16U : word.z);
-    to[3] = __uint_as_float(halves ? word.y & 0xffff0000U : word.w);
+  /// to += scale * row.
+  __device__ __forceinline__ void add(const Source& from, float scale, float (&to)[L::kVectors][kGroup]) const {
+    if (L::kAligned && from.is_bf16) {
+#pragma unroll
+      for (int v = 0; v < L::kVectors; ++v) {
+        float value[kGroup];
+        unpack_halves({groups[v].word.x, groups[v].word.y}, value);
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) to[v][j] += scale * value[j];
+      }
+    } else {
+#pragma unroll
+      for (int v = 0; v < L::kVectors; ++v) {
+        float value[kGroup];
+        groups[v].unpack(value);
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) to[v][j] += scale * value[j];
+      }
+    }
   }
 };
 
-template <class L>
-using RawRow = RawGroup<L::kAligned>[L::kVectors];
-
-template <class L>
-__device__ __forceinline__ void fetch_row(const Source& from, std::int64_t start, int width, RawRow<L>& to) {
+template <class L, class T>
+__device__ __forceinline__ void store_row(T* row, int width, const float (&from)[L::kVectors][kGroup]) {
 #pragma unroll
-  for (int v = 0; v < L::kVectors; ++v) to[v].fetch(from, start, L::column(v), width);
+  for (int v = 0; v < L::kVectors; ++v) store_group<L::kAligned>(row, L::column(v), width, from[v]);
+}
+
+[[nodiscard]] __device__ __forceinline__ float tanh_or_zero(const float* beta) {
+  return beta == nullptr ? 0.F : tanhf(*beta);
 }
 
 struct Weights {
@@ -71,40 +132,31 @@ struct Weights {
   float gate[kTerms];
   const float* beta;  // null: no term has a gate
 
-  [[nodiscard]] __device__ __forceinline__ float tanh_beta() const { return beta == nullptr ? 0.F : tanhf(*beta); }
   [[nodiscard]] __device__ __forceinline__ float of(int k, float tanh_beta) const {
     return constant[k] + gate[k] * tanh_beta;
   }
 };
 
-/// Rows of two terms on their way.
-template <class L>
-struct TermPair {
-  RawRow<L> raw[2];
+/// Rows of up to kCount terms on their way.
+template <class L, int kCount>
+struct RawTerms {
+  RawAnyRow<L> rows[kCount];
 
-  /// Terms first and first + 1, those of them that there are.
+  /// Terms first ... first + kCount - 1, those of them that there are.
   __device__ __forceinline__ void fetch(const Source (&terms)[kTerms], int first, int count, std::int64_t start,
                                         int width) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (first + i < count) fetch_row<L>(terms[first + i], start, width, raw[i]);
+    for (int i = 0; i < kCount; ++i) {
+      if (first + i < count) rows[i].fetch(terms[first + i], start, width);
     }
   }
-  /// to += sum over the two of factor(k) * term k.
+  /// to += sum over them of factor(k) * term k.
   template <class Factor>
   __device__ __forceinline__ void add(const Source (&terms)[kTerms], int first, int count,
                                       float (&to)[L::kVectors][kGroup], Factor&& factor) const {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (first + i >= count) break;
-      const float scale = factor(first + i);
-#pragma unroll
-      for (int v = 0; v < L::kVectors; ++v) {
-        float value[kGroup];
-        raw[i][v].unpack(terms[first + i].is_bf16, value);
-#pragma unroll
-        for (int j = 0; j < kGroup; ++j) to[v][j] += scale * value[j];
-      }
+    for (int i = 0; i < kCount; ++i) {
+      if (first + i < count) rows[i].add(terms[first + i], factor(first + i), to);
     }
   }
 };
@@ -125,7 +177,8 @@ struct Forward {
   Weights weights;
   const float* gain[kNorms];
   const float* bias[kNorms];  // null in an RMS norm
-  AnyRows normed[kNorms];
+  void* normed[kNorms];
+  bool normed_bf16;
   float* sum;
   float* mean;
   float* rstd;
@@ -137,25 +190,27 @@ struct Forward {
   bool centred;  // layer norm
 };
 
+/// Small rows wait for memory and little else: all terms are asked for at once.
+template <class L>
+inline constexpr int kTermsAtOnce = L::kVectors <= 2 ? kTerms : 2;
+
 template <class L>
 __global__ void __launch_bounds__(L::kThreads) forward_kernel(const Forward p) {
+  constexpr int kAtOnce = kTermsAtOnce<L>;
   const std::int64_t row = std::int64_t{blockIdx.x} * L::kRows + L::row();
   if (row >= p.rows) return;  // whole warps, or nobody where a block has one row
   const std::int64_t start = row * p.width;
 
-  const float tanh_beta = p.weights.tanh_beta();
+  const float tanh_beta = tanh_or_zero(p.weights.beta);
   float x[L::kVectors][kGroup] = {};  // columns beyond the row stay zero
 #pragma unroll
-  for (int k = 0; k < kTerms; k += 2) {
+  for (int k = 0; k < kTerms; k += kAtOnce) {
     if (k >= p.term_count) break;
-    TermPair<L> pair;
-    pair.fetch(p.terms, k, p.term_count, start, p.width);
-    pair.add(p.terms, k, p.term_count, x, [&](int term) { return p.weights.of(term, tanh_beta); });
+    RawTerms<L, kAtOnce> terms;
+    terms.fetch(p.terms, k, p.term_count, start, p.width);
+    terms.add(p.terms, k, p.term_count, x, [&](int term) { return p.weights.of(term, tanh_beta); });
   }
-  if (p.sum != nullptr) {
-#pragma unroll
-    for (int v = 0; v < L::kVectors; ++v) store_group<L::kAligned>(p.sum + start, L::column(v), p.width, x[v]);
-  }
+  if (p.sum != nullptr) store_row<L>(p.sum + start, p.width, x);
 
   // small rows: ask for the first gain and bias before the reductions, whose latency then hides theirs
   constexpr bool kEarly = L::kVectors <= 4;
@@ -195,42 +250,85 @@ __global__ void __launch_bounds__(L::kThreads) forward_kernel(const Forward p) {
   for (int i = 0; i < kNorms; ++i) {
     if (i >= p.norm_count) break;
     if (i > 0) load_weights(i);
+    const auto store = [&](auto* row) {
 #pragma unroll
-    for (int v = 0; v < L::kVectors; ++v) {
-      const int column = L::column(v);
-      if constexpr (!kEarly) {
-        load_group<L::kAligned>(p.gain[i], column, p.width, gain[0]);
-        if (p.centred) load_group<L::kAligned>(p.bias[i], column, p.width, bias[0]);
-      }
-      constexpr int kLast = kEarly ? L::kVectors - 1 : 0;
-      float y[kGroup];
+      for (int v = 0; v < L::kVectors; ++v) {
+        const int column = L::column(v);
+        if constexpr (!kEarly) {
+          load_group<L::kAligned>(p.gain[i], column, p.width, gain[0]);
+          if (p.centred) load_group<L::kAligned>(p.bias[i], column, p.width, bias[0]);
+        }
+        constexpr int kLast = kEarly ? L::kVectors - 1 : 0;
+        float y[kGroup];
 #pragma unroll
-      for (int j = 0; j < kGroup; ++j) {
-        y[j] = (x[v][j] - mean) * rstd * gain[v < kLast ? v : kLast][j] + bias[v < kLast ? v : kLast][j];
+        for (int j = 0; j < kGroup; ++j) {
+          y[j] = (x[v][j] - mean) * rstd * gain[v < kLast ? v : kLast][j] + bias[v < kLast ? v : kLast][j];
+        }
+        store_group<L::kAligned>(row, column, p.width, y);
       }
-      p.normed[i].template store_or_add<L::kAligned>(false, start, column, p.width, y);
+    };
+    if (p.normed_bf16) {
+      store(static_cast<bf16*>(p.normed[i]) + start);
+    } else {
+      store(static_cast<float*>(p.normed[i]) + start);
     }
   }
 }
 
 // ---- backward
 
+/// The gradient of a term.
 struct Target {
-  AnyRows to;
+  void* data;
+  float constant, gate;  // of the term's weight
+  bool is_bf16;
   bool accumulate;
 };
 
+/// Adds weight * d to a row, or stores it.
+template <class L, class T>
+__device__ __forceinline__ void put_row(T* row, bool accumulate, int width, float weight,
+                                        const float (&d)[L::kVectors][kGroup]) {
+  if constexpr (!L::kAligned) {
+#pragma unroll
+    for (int v = 0; v < L::kVectors; ++v) {
+      float value[kGroup];
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) value[j] = weight * d[v][j];
+      store_or_add_group<false>(row, accumulate, L::column(v), width, value);
+    }
+  } else if (accumulate) {
+#pragma unroll
+    for (int v = 0; v < L::kVectors; ++v) {
+      float value[kGroup];
+      load_group<L::kAligned>(row, L::column(v), width, value);
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) value[j] += weight * d[v][j];
+      store_group<L::kAligned>(row, L::column(v), width, value);
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < L::kVectors; ++v) {
+      float value[kGroup];
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j) value[j] = weight * d[v][j];
+      store_group<L::kAligned>(row, L::column(v), width, value);
+    }
+  }
+}
+
+template <class Y>
 struct Backward {
   const float* dsum;
-  Source dy[kNorms];
-  Source x;
+  const Y* dy[kNorms];
+  const float* x;
   const float* gain[kNorms];
   const float* mean;
   const float* rstd;
-  Weights weights;
+  const float* beta;     // null: no term has a gate
   Source gated[kTerms];  // terms that beta's gradient is a sum of, and their gates
   float gates[kTerms];
-  Target dterm[kTerms];
+  Target targets[kTerms];
   float* partial;       // [row blocks, norms, 1 or 2, D], or null
   float* beta_partial;  // [row blocks], or null
   std::int64_t rows;
@@ -238,6 +336,7 @@ struct Backward {
   int width;
   int norm_count;
   int gated_count;
+  int target_count;
   bool centred;
 };
 
@@ -247,46 +346,48 @@ template <class L, int kSlots>
 struct BackwardPlan {
   static constexpr bool kSumsInRegisters = L::kVectors * kSlots <= 12;
   static constexpr bool kFetchAll = L::kVectors * kSlots <= 8;  // of a row's gradients at once
+  // few columns a thread: it keeps the gain of its columns, and writes gradients of terms without a loop
+  static constexpr bool kSmall = kSlots == 1 && L::kVectors <= 2;
   // a block of one row at a time waits for its reduction: terms for beta and the next row are fetched meanwhile
   static constexpr bool kAhead = L::kLanes == kWideLanes && L::kVectors <= 2;
   static constexpr int kBlocks =
       L::kVectors <= 2 && !(kAhead && L::kVectors * kSlots > 3) ? 2 : 1;  // of a multiprocessor
 };
 
-template <class L, int kSlots>
+template <class L, int kSlots, class Y>
 struct RawInputs {
   using Plan = BackwardPlan<L, kSlots>;
-  RawRow<L> x;
-  RawRow<L> dsum;
-  RawRow<L> dy[Plan::kFetchAll && kSlots > 1 ? kSlots : 1];
+  RawRow<float, L> x;
+  RawRow<float, L> dsum;
+  RawRow<Y, L> dy[Plan::kFetchAll && kSlots > 1 ? kSlots : 1];
   float mean, rstd;
 
-  __device__ __forceinline__ void fetch(const Backward& p, std::int64_t row) {
+  __device__ __forceinline__ void fetch(const Backward<Y>& p, std::int64_t row) {
     const std::int64_t start = row * p.width;
     if constexpr (kSlots > 0) {
       mean = p.centred ? p.mean[row] : 0.F;
       rstd = p.rstd[row];
-      fetch_row<L>(p.x, start, p.width, x);
+      fetch_row<float, L>(p.x + start, p.width, x);
       if constexpr (Plan::kFetchAll) {
 #pragma unroll
         for (int i = 0; i < kSlots; ++i) {
-          if (kSlots == 1 || p.dy[i].data != nullptr) fetch_row<L>(p.dy[i], start, p.width, dy[i]);
+          if (kSlots == 1 || p.dy[i] != nullptr) fetch_row<Y, L>(p.dy[i] + start, p.width, dy[i]);
         }
       }
     }
-    if (p.dsum != nullptr) fetch_row<L>({p.dsum, false}, start, p.width, dsum);
+    fetch_row<float, L>(p.dsum + start, p.dsum == nullptr ? 0 : p.width, dsum);  // zeros where there is none
   }
 };
 
-template <class L, int kSlots, bool kBeta>
-__global__ void __launch_bounds__(L::kThreads, BackwardPlan<L, kSlots>::kBlocks) backward_kernel(const Backward p) {
+template <class L, int kSlots, bool kBeta, class Y>
+__global__ void __launch_bounds__(L::kThreads, BackwardPlan<L, kSlots>::kBlocks) backward_kernel(const Backward<Y> p) {
   using Plan = BackwardPlan<L, kSlots>;
   constexpr int kV = L::kVectors;
   const std::int64_t first = std::int64_t{blockIdx.x} * p.rows_a_block;
   const std::int64_t last = min(p.rows, first + p.rows_a_block);
   const float inverse_width = 1.F / static_cast<float>(p.width);
   const int sums_a_norm = p.centred ? 2 : 1;
-  const float tanh_beta = p.weights.tanh_beta();
+  const float tanh_beta = tanh_or_zero(p.beta);
   // [norms, 1 or 2, D] of this block
   const auto partial = [&] { return p.partial + std::int64_t{blockIdx.x} * p.norm_count * sums_a_norm * p.width; };
 
@@ -298,19 +399,20 @@ __global__ void __launch_bounds__(L::kThreads, BackwardPlan<L, kSlots>::kBlocks)
   if (!Plan::kSumsInRegisters && p.partial != nullptr) {
     static_assert(Plan::kSumsInRegisters || L::kRows == 1);
     for (int i = 0; i < p.norm_count * sums_a_norm; ++i) {
-#pragma unroll
-      for (int v = 0; v < kV; ++v)
-        store_group<L::kAligned>(partial() + i * p.width, L::column(v), p.width, dgain[0][v]);
+      store_row<L>(partial() + i * p.width, p.width, dgain[0]);
     }
   }
 
-  RawInputs<L, kSlots> raw;
+  constexpr bool kKeepGain = Plan::kSmall && kSlots == 1;
+  float kept_gain[kKeepGain ? kV : 1][kGroup];
+  if constexpr (kKeepGain) L::load(p.gain[0], p.width, kept_gain);
+  RawInputs<L, kSlots, Y> raw;
   if (Plan::kAhead && first + L::row() < last) raw.fetch(p, first + L::row());
   for (std::int64_t row = first + L::row(); row < last; row += L::kRows) {
     const std::int64_t start = row * p.width;
     if constexpr (!Plan::kAhead) raw.fetch(p, row);
 
-    float xhat[kV][kGroup], dxhat[kV][kGroup] = {}, d[kV][kGroup] = {};
+    float xhat[kV][kGroup], dxhat[kV][kGroup] = {}, d[kV][kGroup];
     float rstd = 0.F;
     float2 along{0.F, 0.F};  // dxhat along the constant vector and along xhat
     if constexpr (kSlots > 0) {
@@ -318,23 +420,25 @@ __global__ void __launch_bounds__(L::kThreads, BackwardPlan<L, kSlots>::kBlocks)
       rstd = raw.rstd;
 #pragma unroll
       for (int v = 0; v < kV; ++v) {
-        raw.x[v].unpack(p.x.is_bf16, xhat[v]);
+        raw.x[v].unpack(xhat[v]);
 #pragma unroll
         for (int j = 0; j < kGroup; ++j) xhat[v][j] = (xhat[v][j] - mean) * rstd;
       }
 #pragma unroll
       for (int i = 0; i < kSlots; ++i) {
-        if (kSlots > 1 && p.dy[i].data == nullptr) continue;
+        if (kSlots > 1 && p.dy[i] == nullptr) continue;
         auto& rows = raw.dy[Plan::kFetchAll ? i : 0];
-        if constexpr (!Plan::kFetchAll) fetch_row<L>(p.dy[i], start, p.width, rows);
+        if constexpr (!Plan::kFetchAll) fetch_row<Y, L>(p.dy[i] + start, p.width, rows);
 #pragma unroll
         for (int v = 0; v < kV; ++v) {
           const int column = L::column(v);
           float gain[kGroup], dy[kGroup];
-          load_group<L::kAligned>(p.gain[i], column, p.width, gain);
-          rows[v].unpack(p.dy[i].is_bf16, dy);
+          if constexpr (!kKeepGain) load_group<L::kAligned>(p.gain[i], column, p.width, gain);
+          rows[v].unpack(dy);
 #pragma unroll
-          for (int j = 0; j < kGroup; ++j) dxhat[v][j] += dy[j] * gain[j];  // zero beyond the row
+          for (int j = 0; j < kGroup; ++j) {  // zero beyond the row
+            dxhat[v][j] += dy[j] * (kKeepGain ? kept_gain[kKeepGain ? v : 0][j] : gain[j]);
+          }
           if constexpr (Plan::kSumsInRegisters) {
 #pragma unroll
             for (int j = 0; j < kGroup; ++j) {
@@ -360,11 +464,9 @@ __global__ void __launch_bounds__(L::kThreads, BackwardPlan<L, kSlots>::kBlocks)
         }
       }
     }
-    if (p.dsum != nullptr) {
 #pragma unroll
-      for (int v = 0; v < kV; ++v) raw.dsum[v].unpack(false, d[v]);
-    }
-    TermPair<L> pair;
+    for (int v = 0; v < kV; ++v) raw.dsum[v].unpack(d[v]);
+    RawTerms<L, 2> pair;
     if constexpr (kBeta && Plan::kAhead) pair.fetch(p.gated, 0, p.gated_count, start, p.width);
     if (Plan::kAhead && row + L::kRows < last) raw.fetch(p, row + L::kRows);
 
@@ -395,16 +497,17 @@ __global__ void __launch_bounds__(L::kThreads, BackwardPlan<L, kSlots>::kBlocks)
         }
       }
     }
-#pragma unroll 1  // the kernels with registers to spare would gain nothing, the others spill
-    for (int k = 0; k < kTerms; ++k) {
-      if (p.dterm[k].to.data == nullptr) continue;
-      const float weight = p.weights.of(k, tanh_beta);
-#pragma unroll
-      for (int v = 0; v < kV; ++v) {
-        float value[kGroup];
-#pragma unroll
-        for (int j = 0; j < kGroup; ++j) value[j] = weight * d[v][j];
-        p.dterm[k].to.template store_or_add<L::kAligned>(p.dterm[k].accumulate, start, L::column(v), p.width, value);
+    constexpr bool kUnrolled = Plan::kSmall && !kBeta;  // the others would spill
+    const int turns = kUnrolled ? kTerms : p.target_count;
+#pragma unroll(kUnrolled ? kTerms : 1)
+    for (int k = 0; k < turns; ++k) {
+      if (k >= p.target_count) continue;  // not the loop's bound, so that unrolled turns find targets at known places
+      const Target& target = p.targets[k];
+      const float weight = target.constant + target.gate * tanh_beta;
+      if (target.is_bf16) {
+        put_row<L>(static_cast<bf16*>(target.data) + start, target.accumulate, p.width, weight, d);
+      } else {
+        put_row<L>(static_cast<float*>(target.data) + start, target.accumulate, p.width, weight, d);
       }
     }
   }
@@ -414,11 +517,9 @@ __global__ void __launch_bounds__(L::kThreads, BackwardPlan<L, kSlots>::kBlocks)
     for (int i = 0; i < kSlots; ++i) {
       if (i >= p.norm_count) break;
       float* const to = partial() + i * sums_a_norm * p.width;
-      __syncthreads();  // the rows' sums go through shared memory that the previous ones used
-      L::store_sum_of_rows(dgain[kSums > 1 ? i : 0], to, p.width);
-      if (!p.centred) continue;
-      __syncthreads();
-      L::store_sum_of_rows(dbias[kSums > 1 ? i : 0], to + p.width, p.width);
+      if (i > 0) __syncthreads();  // the rows' sums go through shared memory that the previous ones used
+      L::store_sums_of_rows(dgain[kSums > 1 ? i : 0], to, dbias[kSums > 1 ? i : 0], p.centred ? to + p.width : nullptr,
+                            p.width);
     }
   }
   if constexpr (kBeta) {
@@ -472,22 +573,12 @@ Source source(const ConstView& view, const char* kernel, const char* what) {
   return {view.data, is_bf16(view.dtype, kernel, what)};
 }
 
-Weights weights_of(const TermWeight (&weight)[kTerms], const ConstView& beta) {
-  Weights result{};
-  for (int k = 0; k < kTerms; ++k) {
-    result.constant[k] = static_cast<float>(weight[k].constant);
-    result.gate[k] = static_cast<float>(weight[k].gate);
-  }
-  result.beta = beta.as<float>();
-  return result;
-}
-
 void launch_forward(Stream& stream, const ResidualNormForward& args) {
   constexpr const char* kName = "residual_norm_forward";
   Forward p{};
   p.rows = args.term[0].shape.rows();
   p.width = static_cast<int>(args.term[0].shape.columns());
-  p.weights = weights_of(args.weight, args.beta);
+  p.weights.beta = args.beta.as<float>();
   p.sum = args.sum.as<float>();
   p.mean = args.mean.as<float>();
   p.rstd = args.rstd.as<float>();
@@ -498,12 +589,15 @@ void launch_forward(Stream& stream, const ResidualNormForward& args) {
   bool aligned = groups_aligned(p.width, args.sum.data);
   for (int k = 0; k < args.terms; ++k) {
     p.terms[k] = source(args.term[k], kName, "a term");
+    p.weights.constant[k] = static_cast<float>(args.weight[k].constant);
+    p.weights.gate[k] = static_cast<float>(args.weight[k].gate);
     aligned = aligned && is_aligned16(args.term[k].data);
   }
   for (int i = 0; i < args.norms; ++i) {
     p.gain[i] = args.gain[i].as<float>();
     p.bias[i] = args.bias[i].as<float>();
-    p.normed[i] = {args.normed[i].data, is_bf16(args.normed[i].dtype, kName, "a norm")};
+    p.normed[i] = args.normed[i].data;
+    p.normed_bf16 = is_bf16(args.normed[i].dtype, kName, "a norm");
     aligned = aligned && groups_aligned(p.width, args.gain[i].data, args.bias[i].data, args.normed[i].data);
   }
   with_row_layout<128, 1024>(p.width, aligned, [&](auto layout) {
@@ -513,75 +607,102 @@ void launch_forward(Stream& stream, const ResidualNormForward& args) {
   check(cudaGetLastError());
 }
 
-void launch_backward(Stream& stream, const ResidualNormBackward& args) {
-  constexpr const char* kName = "residual_norm_backward";
-  const std::int64_t blocks = residual_norm_row_blocks(args.x.shape.rows());
-  Backward p{};
+/// The launch of finish_kernel that belongs to `args`, and where the kernel before it leaves its sums.
+struct Sums {
+  Finish finish{};
+  int blocks = 0;  // of finish_kernel; 0: no sum is wanted
+  float* partial = nullptr;
+  float* beta_partial = nullptr;
+};
+
+Sums sums_of(const ResidualNormBackward& args, const char* kernel) {
+  const std::int64_t width = args.x.shape.columns();
+  const std::int64_t row_blocks = residual_norm_row_blocks(args.x.shape.rows());
+  const std::int64_t columns = residual_norm_columns(args.kind, args.norms, width);
+  const bool centred = args.kind == NormKind::LayerNorm;
+  Sums sums;
+  Finish& finish = sums.finish;
+  finish.row_blocks = static_cast<int>(row_blocks);
+  finish.width = static_cast<int>(width);
+  bool wanted = false;
+  for (int i = 0; i < args.norms; ++i) {
+    wanted = wanted || args.dgain[i] || args.dbias[i];
+    const int at = centred ? 2 * i : i;
+    finish.sums[at] = parameter_gradient(args.dgain[i], kernel);
+    if (centred) finish.sums[at + 1] = parameter_gradient(args.dbias[i], kernel);
+  }
+  if (wanted) {
+    sums.partial = args.partial.as<float>();
+    finish.partial = sums.partial;
+    finish.columns = static_cast<int>(columns);
+    finish.column_blocks = static_cast<int>(blocks_for(columns, kWarp));
+  }
+  if (args.dbeta) {
+    sums.beta_partial = args.partial.as<float>() + row_blocks * columns;
+    finish.beta_partial = sums.beta_partial;
+    finish.beta = args.beta.as<float>();
+    finish.dbeta = parameter_gradient(args.dbeta, kernel);
+  }
+  sums.blocks = finish.column_blocks + (args.dbeta ? 1 : 0);
+  return sums;
+}
+
+/// The first kernel for gradients of norms in Y.
+template <class Y>
+void launch_rows(Stream& stream, const ResidualNormBackward& args, const Sums& sums, bool has_normed,
+                 const char* kernel) {
+  Backward<Y> p{};
   p.rows = args.x.shape.rows();
+  const std::int64_t blocks = residual_norm_row_blocks(p.rows);
   p.rows_a_block = ceil_div(p.rows, blocks);
   p.width = static_cast<int>(args.x.shape.columns());
   p.norm_count = args.norms;
   p.centred = args.kind == NormKind::LayerNorm;
   p.dsum = args.dsum.as<float>();
-  p.x = source(args.x, kName, "x");
+  p.x = args.x.as<float>();
   p.mean = args.mean.as<float>();
   p.rstd = args.rstd.as<float>();
-  p.weights = weights_of(args.weight, args.beta);
+  p.beta = args.beta.as<float>();
+  p.partial = sums.partial;
+  p.beta_partial = sums.beta_partial;
   bool aligned = groups_aligned(p.width, args.dsum.data, args.x.data, args.partial.data);
-  Finish finish{};
-  bool sums_wanted = false;
-  bool has_normed = false;
   for (int i = 0; i < args.norms; ++i) {
-    p.dy[i] = source(args.dy[i], kName, "dy");
+    p.dy[i] = args.dy[i].as<Y>();
     p.gain[i] = args.gain[i].as<float>();
-    has_normed = has_normed || args.dy[i];
     aligned = aligned && groups_aligned(p.width, args.dy[i].data, args.gain[i].data);
-    sums_wanted = sums_wanted || args.dgain[i] || args.dbias[i];
-    const int at = p.centred ? 2 * i : i;
-    finish.sums[at] = parameter_gradient(args.dgain[i], kName);
-    if (p.centred) finish.sums[at + 1] = parameter_gradient(args.dbias[i], kName);
   }
   for (int k = 0; k < args.terms; ++k) {
-    if (args.dterm[k]) {
-      p.dterm[k] = {{args.dterm[k].view.data, is_bf16(args.dterm[k].view.dtype, kName, "a term's gradient")},
-                    args.dterm[k].accumulate};
+    const auto gate = static_cast<float>(args.weight[k].gate);
+    if (const GradTarget& target = args.dterm[k]) {
+      p.targets[p.target_count++] = {target.view.data, static_cast<float>(args.weight[k].constant), gate,
+                                     is_bf16(target.view.dtype, kernel, "a term's gradient"), target.accumulate};
+      aligned = aligned && is_aligned16(target.view.data);
     }
-    aligned = aligned && groups_aligned(p.width, args.dterm[k].view.data, args.term[k].data);
-    if (!args.dbeta || !args.term[k]) continue;
-    p.gates[p.gated_count] = p.weights.gate[k];
-    p.gated[p.gated_count++] = source(args.term[k], kName, "a term");
-  }
-  finish.row_blocks = static_cast<int>(blocks);
-  finish.width = p.width;
-  const std::int64_t columns = residual_norm_columns(args.kind, args.norms, p.width);
-  if (sums_wanted) {
-    p.partial = args.partial.as<float>();
-    finish.partial = p.partial;
-    finish.columns = static_cast<int>(columns);
-    finish.column_blocks = static_cast<int>(blocks_for(columns, kWarp));
-  }
-  if (args.dbeta) {
-    p.beta_partial = args.partial.as<float>() + blocks * columns;
-    finish.beta_partial = p.beta_partial;
-    finish.beta = args.beta.as<float>();
-    finish.dbeta = parameter_gradient(args.dbeta, kName);
+    if (args.dbeta && args.term[k]) {
+      p.gates[p.gated_count] = gate;
+      p.gated[p.gated_count++] = source(args.term[k], kernel, "a term");
+      aligned = aligned && is_aligned16(args.term[k].data);
+    }
   }
 
   const auto run = [&](auto layout, auto slots, auto beta) {
     using L = decltype(layout);
-    backward_kernel<L, decltype(slots)::value, decltype(beta)::value>
+    backward_kernel<L, decltype(slots)::value, decltype(beta)::value, Y>
         <<<static_cast<unsigned>(blocks), L::kThreads, 0, handle(stream)>>>(p);
   };
-  using None = std::integral_constant<int, 0>;
   using One = std::integral_constant<int, 1>;
   using All = std::integral_constant<int, kNorms>;
   constexpr std::bool_constant<true> kBeta;
   constexpr std::bool_constant<false> kNoBeta;
   // threads where a warp has a row: what two blocks a multiprocessor have registers for
-  if (!has_normed && args.dbeta) {
-    with_row_layout<256, 512>(p.width, aligned, [&](auto layout) { run(layout, None{}, kBeta); });
-  } else if (!has_normed) {
-    with_row_layout<256, 512>(p.width, aligned, [&](auto layout) { run(layout, None{}, kNoBeta); });
+  if (!has_normed) {
+    if constexpr (std::is_same_v<Y, float>) {  // the type of the gradients that there are not
+      using None = std::integral_constant<int, 0>;
+      with_row_layout<256, 512>(p.width, aligned, [&](auto layout) {
+        if (args.dbeta) return run(layout, None{}, kBeta);
+        run(layout, None{}, kNoBeta);
+      });
+    }
   } else if (args.dbeta) {
     with_row_layout<256, 512>(p.width, aligned, [&](auto layout) { run(layout, All{}, kBeta); });
   } else if (args.norms > 1) {
@@ -590,9 +711,29 @@ void launch_backward(Stream& stream, const ResidualNormBackward& args) {
     with_row_layout<384, 512>(p.width, aligned, [&](auto layout) { run(layout, One{}, kNoBeta); });
   }
   check(cudaGetLastError());
-  const int finish_blocks = finish.column_blocks + (args.dbeta ? 1 : 0);
-  if (finish_blocks == 0) return;
-  finish_kernel<<<static_cast<unsigned>(finish_blocks), dim3(kWarp, kWarp), 0, handle(stream)>>>(finish);
+}
+
+void launch_backward(Stream& stream, const ResidualNormBackward& args) {
+  constexpr const char* kName = "residual_norm_backward";
+  DType dtype = DType::F32;  // of the gradients of the norms
+  bool has_normed = false;
+  for (const ConstView& dy : args.dy) {
+    if (!dy) continue;
+    if (has_normed && dy.dtype != dtype) {
+      throw DeviceError(std::string(kName) + ": gradients of norms are " + name_of(dtype) + " and " +
+                        name_of(dy.dtype) + ", expected one dtype");
+    }
+    dtype = dy.dtype;
+    has_normed = true;
+  }
+  if (args.x.dtype != DType::F32) {
+    throw DeviceError(std::string(kName) + ": x is " + name_of(args.x.dtype) + ", expected float32");
+  }
+  const Sums sums = sums_of(args, kName);
+  with_type(dtype, kName,
+            [&](auto type) { launch_rows<typename decltype(type)::type>(stream, args, sums, has_normed, kName); });
+  if (sums.blocks == 0) return;
+  finish_kernel<<<static_cast<unsigned>(sums.blocks), dim3(kWarp, kWarp), 0, handle(stream)>>>(sums.finish);
   check(cudaGetLastError());
 }
 

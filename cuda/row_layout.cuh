@@ -47,25 +47,47 @@ struct RowLayout {
   /// to[column] = the sum over the block's kRows rows of what their threads hold. All threads of the block call it.
   __device__ __forceinline__ static void store_sum_of_rows(const float (&values)[kVectors][kGroup], float* to,
                                                            int width) {
+    store_sums<1>(values, to, values, nullptr, width);
+  }
+  /// The same for two sums, of which `to_second` may be null.
+  __device__ __forceinline__ static void store_sums_of_rows(const float (&first)[kVectors][kGroup], float* to_first,
+                                                            const float (&second)[kVectors][kGroup], float* to_second,
+                                                            int width) {
+    store_sums<2>(first, to_first, second, to_second, width);
+  }
+
+ private:
+  template <int kSums>
+  __device__ __forceinline__ static void store_sums(const float (&first)[kVectors][kGroup], float* to_first,
+                                                    const float (&second)[kVectors][kGroup], float* to_second,
+                                                    int width) {
     if constexpr (kRows == 1) {
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) store_group<kAligned>(to, column(v), width, values[v]);
+      for (int v = 0; v < kVectors; ++v) {
+        store_group<kAligned>(to_first, column(v), width, first[v]);
+        if (kSums == 2 && to_second != nullptr) store_group<kAligned>(to_second, column(v), width, second[v]);
+      }
     } else {
       constexpr int kSpan = kWarp * kGroup;  // columns of one group of all lanes
-      static_assert(kThreads >= kSpan);
-      __shared__ float4 parts[kRows][kWarp];
-      const float* const flat = &parts[0][0].x;
+      static_assert(kThreads >= kSums * kSpan);
+      __shared__ float4 parts[kRows][kSums][kWarp];
+      const float* const flat = &parts[0][0][0].x;
       const int i = static_cast<int>(threadIdx.x);
+      float* const to = i < kSpan ? to_first : to_second;
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         if (v > 0) __syncthreads();
-        parts[row()][lane()] = make_float4(values[v][0], values[v][1], values[v][2], values[v][3]);
+        parts[row()][0][lane()] = make_float4(first[v][0], first[v][1], first[v][2], first[v][3]);
+        if constexpr (kSums == 2) {
+          parts[row()][1][lane()] = make_float4(second[v][0], second[v][1], second[v][2], second[v][3]);
+        }
         __syncthreads();
-        if (i < kSpan && v * kSpan + i < width) {
+        const int mine = v * kSpan + i % kSpan;
+        if (i < kSums * kSpan && mine < width && to != nullptr) {
           float total = 0.F;
 #pragma unroll
-          for (int part = 0; part < kRows; ++part) total += flat[part * kSpan + i];
-          to[v * kSpan + i] = total;
+          for (int part = 0; part < kRows; ++part) total += flat[part * kSums * kSpan + i];
+          to[mine] = total;
         }
       }
     }

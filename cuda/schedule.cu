@@ -6,10 +6,7 @@ namespace {
 
 __global__ void advance_kernel(const AdvanceArgs args) {
   StepState state = *args.state;
-  state.step += 1;
-  state.updates += state.skip == 0 ? 1 : 0;
-  state.skip = 0;
-  prepare_update(state, args.schedule, args.beta1, args.beta2);
+  end_step(state, args.schedule, args.beta1, args.beta2);
   *args.state = state;
 }
 

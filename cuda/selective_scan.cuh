@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/exp2.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/vec.cuh"
 #include "ops/selective_scan.h"
@@ -14,7 +15,6 @@ namespace graft::cuda::scan {
 
 constexpr int kTile = static_cast<int>(kSelectiveScanTile);  // steps between checkpoints
 constexpr int kThreads = 128;
-constexpr float kLog2E = 1.4426950408889634F;
 constexpr float kLn2 = 0.6931471805599453F;
 
 template <class T>
@@ -54,13 +54,6 @@ template <class T>
   return s;
 }
 
-/// 2^x in one instruction, error 2 ulp; results below the least normal number are 0. A state that decays by less than
-/// 2^-126 in a step is gone either way.
-[[nodiscard]] __device__ __forceinline__ float fast_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 /// 1 / x in one instruction, error 1 ulp; 0 for infinity.
 [[nodiscard]] __device__ __forceinline__ float fast_reciprocal(float x) {
   float y;

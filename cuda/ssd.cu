@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(const Walk<T> p) {
       for (int step = lane; step < in.valid(chunk_at(i0 + k)); step += kWarp) {
         const std::int64_t token = sequence * in.tokens + std::int64_t{chunk_at(i0 + k)} * kChunk + step;
         const float size = softplus(to_float(in.dt[token * in.dt_row + head]) + bias);
-        sum += fminf(fmaxf(size, in.dt_min), in.dt_max);
+        sum += clamped(size, in.dt_min, in.dt_max);
       }
       sum = warp_sum(sum);
       if (lane == 0) kept[k] = fast_exp2(sum * rate);

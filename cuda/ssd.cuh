@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cuda/exp2.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/vec.cuh"
@@ -17,7 +18,6 @@
 namespace graft::cuda::ssd {
 
 inline constexpr int kChunk = static_cast<int>(kSsdChunk);
-inline constexpr float kLog2E = 1.4426950408889634F;
 
 /// SsdSource with its views resolved; x, b, c, dt and z point to their column 0 in row 0.
 template <class T>
@@ -75,13 +75,6 @@ template <class T>
   return s;
 }
 
-/// 2^x in one instruction, error 2 ulp; results below the least normal number are 0.
-[[nodiscard]] __device__ __forceinline__ float fast_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 /// One warp: dt[i], the step sizes of a chunk, and decay[i], their inclusive sums times log2(e) A, for all kChunk steps
 /// (16-byte aligned); steps after the last have size 0. slope[i], unless null: the derivative of dt to its raw value.
 template <class T>
@@ -101,7 +94,7 @@ __device__ __forceinline__ void warp_steps(const Source<T>& in, std::int64_t seq
     if (first + i < in.tokens) {
       const float raw = to_float(in.dt[(sequence * in.tokens + first + i) * in.dt_row + head]) + bias;
       const float value = softplus(raw);
-      size[i] = fminf(fmaxf(value, in.dt_min), in.dt_max);
+      size[i] = clamped(value, in.dt_min, in.dt_max);
       derivative[i] = value < in.dt_min || value > in.dt_max ? 0.F : softplus_slope(raw);
     }
     running += size[i] * rate;

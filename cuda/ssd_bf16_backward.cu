@@ -378,7 +378,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocksPerSm) gradients_kernel(
             const int half = i >> 1;
             const int ahead = column + (i & 1) - (lane >> 2) - 8 * half;  // of i to j, in a tile of the diagonal
             // From the past to the future only; elsewhere the power would overflow.
-            float decayed = fast_exp2(fminf(((i & 1) != 0 ? theirs.y : theirs.x) - own[half], 0.F));
+            float decayed = fast_decay(((i & 1) != 0 ? theirs.y : theirs.x) - own[half]);
             if (other == tile && ahead < 0) decayed = 0.F;
             if (other == tile && ahead == 0) trace += theta[n][i];
             const float kept = key[n][i] * decayed;

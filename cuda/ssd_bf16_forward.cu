@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, kHeadDim <= 64 ? 4 : 2) outputs_kern
         for (int i = 0; i < 4; ++i) {
           // Decays to the future would overflow: the exponent is kept from being positive, the weight is 0.
           const float exponent = own[i >> 1] - ((i & 1) != 0 ? theirs.y : theirs.x);
-          const float weight = fast_exp2(fminf(exponent, 0.F)) * ((i & 1) != 0 ? size.y : size.x);
+          const float weight = fast_decay(exponent) * ((i & 1) != 0 ? size.y : size.x);
           const bool later = other == tile && column + (i & 1) > (lane >> 2) + 8 * (i >> 1);
           s[n][i] = later ? 0.F : s[n][i] * weight;
         }

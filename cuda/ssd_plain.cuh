@@ -138,7 +138,9 @@ __device__ __forceinline__ void add_outputs(Elements& y, Panels& panels, Square&
         key, panels, at.in.state, [&](int row, int k) { return at.c(row0 + row, k); },
         [&](int k, int column) { return at.b(column0 + column, k); });
     for_each_element([&](int r, int c, int row, int column) {
-      weights[row][column] = key[r][c] * decay_between(decay, row0 + row, column0 + column) * dt[column0 + column];
+      // Chosen, not multiplied by 0: what is not finite must not reach earlier steps.
+      const int i = row0 + row, j = column0 + column;
+      weights[row][column] = i < j ? 0.F : key[r][c] * decay_between(decay, i, j) * dt[j];
     });
     multiply_add<false, true>(
         y, panels, kBlock, [&](int row, int k) { return weights[row][k]; },

@@ -8,7 +8,9 @@ namespace {
 Tensor allocate(const std::shared_ptr<Memory>& memory, const Shape& shape, DType dtype, std::string_view name) {
   require(memory != nullptr, "context: no memory to allocate {} from", name);
   const std::size_t bytes = static_cast<std::size_t>(shape.elements()) * size_of(dtype);
-  return {std::make_shared<Storage>(memory, memory->allocate(bytes, name)), shape, dtype};
+  const Block block = memory->allocate(bytes, name);
+  memory->describe(block, shape, dtype);
+  return {std::make_shared<Storage>(memory, block), shape, dtype};
 }
 
 }  // namespace

@@ -63,6 +63,8 @@ class Memory {
   /// At least `bytes` bytes aligned to 256. `name` is for messages. Throws EnvironmentError when full.
   virtual Block allocate(std::size_t bytes, std::string_view name) = 0;
   virtual void release(const Block& block) noexcept = 0;
+  /// What a block just allocated will hold; only a memory that looks at values needs to know.
+  virtual void describe(const Block& /*block*/, const Shape& /*shape*/, DType /*dtype*/) {}
 };
 
 /// One shared block; goes back to its allocator with the last Tensor that shares it.

@@ -83,6 +83,7 @@ MixerState AttentionMixer::make_state(const Context& ctx, std::int64_t batch, st
 
 Tensor AttentionMixer::extend(const Context& ctx, const Tensor& x, const MixerState& state,
                               const Tensor& length) const {
+  require_parts(state, 2, "attention");
   const Tensor qkv = rotary(ctx, qkv_(ctx, x), layout(), rotary_dims_, rotary_base_, length);
   return out_(ctx, extend_attention(ctx, qkv, layout(), state.parts[0], state.parts[1], length));
 }

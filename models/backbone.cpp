@@ -11,7 +11,10 @@ namespace graft {
 Backbone::Backbone(ParameterStore& store, const ModelConfig& config) : norm_(config.norm), residual_(config.residual) {
   const std::vector<PatternLayer> pattern = expand_pattern(config.pattern);
   const auto count = static_cast<std::int64_t>(pattern.size());
-  const std::int64_t depth = config.depth > 0 ? config.depth : count;
+  std::int64_t branches = 0;
+  for (const PatternLayer& layer : pattern) branches += static_cast<std::int64_t>(layer.branches.size());
+  const std::int64_t scaled_layers = config.depth > 0 ? config.depth : count;
+  const std::int64_t scaled_branches = config.depth > 0 ? config.depth : branches;
   for (std::int64_t i = 0; i < count; ++i) {
     const PatternLayer& symbols = pattern[static_cast<std::size_t>(i)];
     const std::string scope = fmt::format("blocks.{}", i);
@@ -28,7 +31,8 @@ Backbone::Backbone(ParameterStore& store, const ModelConfig& config) : norm_(con
       const bool gated = b >= symbols.gated;
       if (entry.kind == MixerKind::Transformer) transformer[gated ? 1 : 0] = true;
       layer.branches.push_back(
-          {norm, entry.make(store, fmt::format("{}.{}", scope, name), config, {i, depth}), gated});
+          {norm, entry.make(store, fmt::format("{}.{}", scope, name), config, {i, scaled_layers, scaled_branches}),
+           gated});
     }
     if (symbols.has_gate()) layer.gate = store.add(scope, "gate", {1}, init::constant(0));
     if (residual_ == Residual::Released) {
@@ -38,7 +42,8 @@ Backbone::Backbone(ParameterStore& store, const ModelConfig& config) : norm_(con
     }
     layers_.push_back(std::move(layer));
   }
-  final_norm_ = NormParams(store, "final_norm", norm_, config.width);
+  // As in the retrieval study, whose trainer knows norms by their names and misses the last one of Mamba-like stacks.
+  final_norm_ = NormParams(store, "final_norm", norm_, config.width, {.decay_gain = norm_ == NormKind::RmsNorm});
 }
 
 Tensor Backbone::walk(const Context& ctx, const Tensor& x, const Call& call) const {
@@ -67,9 +72,8 @@ Tensor Backbone::walk(const Context& ctx, const Tensor& x, const Call& call) con
 }
 
 Tensor Backbone::operator()(const Context& ctx, const Tensor& x) const {
-  return walk(ctx, x, [&](const Branch& branch, std::size_t, const Tensor& normed) {
-    return (*branch.mixer)(ctx, normed);
-  });
+  return walk(ctx, x,
+              [&](const Branch& branch, std::size_t, const Tensor& normed) { return (*branch.mixer)(ctx, normed); });
 }
 
 Tensor Backbone::extend(const Context& ctx, const Tensor& x, const BackboneState& state, const Tensor& length) const {
@@ -84,6 +88,12 @@ BackboneState Backbone::make_state(const Context& ctx, std::int64_t batch, std::
     for (const Branch& branch : layer.branches) state.mixers.push_back(branch.mixer->make_state(ctx, batch, capacity));
   }
   return state;
+}
+
+std::int64_t Backbone::branches() const {
+  std::int64_t count = 0;
+  for (const Layer& layer : layers_) count += static_cast<std::int64_t>(layer.branches.size());
+  return count;
 }
 
 double Backbone::forward_flops(std::int64_t tokens, bool causal) const {

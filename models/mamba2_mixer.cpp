@@ -122,13 +122,10 @@ Mamba2Mixer::Mamba2Mixer(ParameterStore& store, const std::string& scope, const 
   conv_weight_ = store.add(scope, "conv.weight", {convolved, kConvWidth}, init::uniform_fan_in(kConvWidth));
   conv_bias_ = store.add(scope, "conv.bias", {convolved}, init::uniform_fan_in(kConvWidth), no_decay);
   dt_bias_ = store.add(scope, "dt.bias", {heads_}, step_size_bias_init(), no_decay);
-  a_log_ = store.add(
-      scope, "a_log", {heads_},
-      [](const Draw& draw, std::int64_t index) {
-        return std::log(1 + 15 * static_cast<double>(draw.uniform(0, static_cast<std::uint32_t>(index))));
-      },
-      no_decay);
-  skip_ = store.add(scope, "skip", {heads_}, init::constant(1), no_decay);
+  a_log_ = store.add(scope, "a_log", {heads_}, [](const Draw& draw, std::int64_t index) {
+    return std::log(1 + 15 * static_cast<double>(draw.uniform(0, static_cast<std::uint32_t>(index))));
+  });
+  skip_ = store.add(scope, "skip", {heads_}, init::constant(1));
   norm_weight_ = store.add(scope, "norm.weight", {inner_}, init::constant(1), no_decay);
   out_ = Linear(store, scope + ".out", inner_, width_, ssm_output_init(inner_, position), {.bias = false});
 }
@@ -157,7 +154,7 @@ Tensor Mamba2Mixer::output(const Context& ctx, const Tensor& packed, const Tenso
 Tensor Mamba2Mixer::operator()(const Context& ctx, const Tensor& x) const {
   const Tensor packed = in_(ctx, x);  // [B, T, inner | inner | G N | G N | heads]: z, x, B, C, dt
   const Tensor xbc =
-      causal_conv1d(ctx, packed, inner_, convolved(), conv_weight_.tensor(ctx), conv_bias_.tensor(ctx), true);
+      causal_conv1d(ctx, packed, inner_, convolved(), conv_weight_.master(ctx), conv_bias_.master(ctx), true);
   return output(ctx, packed, ssd(ctx, scan_inputs(ctx, packed, xbc)).y);
 }
 
@@ -167,9 +164,10 @@ MixerState Mamba2Mixer::make_state(const Context& ctx, std::int64_t batch, std::
 }
 
 Tensor Mamba2Mixer::extend(const Context& ctx, const Tensor& x, const MixerState& state, const Tensor&) const {
+  require_parts(state, 2, "mamba2");
   const Tensor packed = in_(ctx, x);
-  const Tensor xbc = extend_causal_conv1d(ctx, packed, inner_, convolved(), conv_weight_.tensor(ctx),
-                                          conv_bias_.tensor(ctx), true, state.parts[0]);
+  const Tensor xbc = extend_causal_conv1d(ctx, packed, inner_, convolved(), conv_weight_.master(ctx),
+                                          conv_bias_.master(ctx), true, state.parts[0]);
   return output(ctx, packed, extend_ssd(ctx, scan_inputs(ctx, packed, xbc), state.parts[1]));
 }
 

@@ -50,10 +50,10 @@ MambaMixer::MambaMixer(ParameterStore& store, const std::string& scope, const Mo
   dt_ = Linear(store, scope + ".dt", rank_, inner_, without_bias(init::uniform_fan_in(rank_)),
                {.bias = false, .pad_in = true});
   dt_bias_ = store.add(scope, "dt.bias", {inner_}, step_size_bias_init(), no_decay);
-  a_log_ = store.add(
-      scope, "a_log", {inner_, state_},
-      [n = state_](const Draw&, std::int64_t index) { return std::log(static_cast<double>(index % n + 1)); }, no_decay);
-  skip_ = store.add(scope, "skip", {inner_}, init::constant(1), no_decay);
+  a_log_ = store.add(scope, "a_log", {inner_, state_}, [n = state_](const Draw&, std::int64_t index) {
+    return std::log(static_cast<double>(index % n + 1));
+  });
+  skip_ = store.add(scope, "skip", {inner_}, init::constant(1));
   out_ = Linear(store, scope + ".out", inner_, width_, ssm_output_init(inner_, position), {.bias = false});
 }
 
@@ -76,7 +76,7 @@ SelectiveScanInputs MambaMixer::scan_inputs(const Context& ctx, const Tensor& pa
 
 Tensor MambaMixer::operator()(const Context& ctx, const Tensor& x) const {
   const Tensor packed = in_(ctx, x);  // [B, T, 2 inner]: the convolved half, the gate
-  const Tensor u = causal_conv1d(ctx, packed, 0, inner_, conv_weight_.tensor(ctx), conv_bias_.tensor(ctx), true);
+  const Tensor u = causal_conv1d(ctx, packed, 0, inner_, conv_weight_.master(ctx), conv_bias_.master(ctx), true);
   return out_(ctx, selective_scan(ctx, scan_inputs(ctx, packed, u)));
 }
 
@@ -86,8 +86,9 @@ MixerState MambaMixer::make_state(const Context& ctx, std::int64_t batch, std::i
 }
 
 Tensor MambaMixer::extend(const Context& ctx, const Tensor& x, const MixerState& state, const Tensor&) const {
+  require_parts(state, 2, "mamba");
   const Tensor packed = in_(ctx, x);
-  const Tensor u = extend_causal_conv1d(ctx, packed, 0, inner_, conv_weight_.tensor(ctx), conv_bias_.tensor(ctx), true,
+  const Tensor u = extend_causal_conv1d(ctx, packed, 0, inner_, conv_weight_.master(ctx), conv_bias_.master(ctx), true,
                                         state.parts[0]);
   return out_(ctx, extend_selective_scan(ctx, scan_inputs(ctx, packed, u), state.parts[1]));
 }

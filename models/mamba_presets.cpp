@@ -20,12 +20,17 @@ void common(ModelConfig& config) {
 const RegisterSettings mamba_settings{{
     .table = "model",
     .owner = "mamba",
-    .doc = "Mamba blocks, no positions; pattern \"M*(2 layers)\", and in tasks on token ids, where a layer is one block, "
-           "\"M*layers\" with RMS norms",
+    .doc =
+        "Mamba blocks, no positions; pattern \"M*(2 layers)\", and in tasks on token ids, where a layer is one block, "
+        "\"M*layers\" with RMS norms",
+    .keys = {SettingKey::integer("model.layers", "layers; on vectors two blocks each, on token ids one")
+                 .decided_by("the task: 12 on vectors, 24 on token ids")
+                 .between(1, 1024)},
 }};
 const RegisterPreset mamba{{"mamba", [](ModelConfig& config) {
                               if (config.tokens) {
                                 language_model(config);
+                                if (!config.settings.has("model.layers")) config.layers = 24;
                                 config.pattern = fmt::format("M*{}", config.layers);
                                 return;
                               }

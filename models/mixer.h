@@ -20,7 +20,7 @@ struct MixerState {
   std::vector<Tensor> parts;
 };
 
-/// The branch of one residual block: [B, T, D] -> [B, T, D]. Attention, the MLP, and state-space mixers implement it.
+/// One branch of a residual layer: [B, T, D] -> [B, T, D]. Attention, the MLP, and state-space mixers implement it.
 class Mixer {
  public:
   virtual ~Mixer() = default;
@@ -47,10 +47,11 @@ class Mixer {
   [[nodiscard]] virtual double forward_flops_causal(std::int64_t tokens) const { return forward_flops(tokens); }
 };
 
-/// Where a block stands; some initialisations depend on it.
+/// Where a mixer stands; some initialisations depend on it.
 struct BlockPosition {
-  std::int64_t index = 0;
-  std::int64_t blocks = 1;  // that initialisation scales with
+  std::int64_t index = 0;     // of its layer in the pattern
+  std::int64_t layers = 1;    // of the pattern, that initialisation of state-space projections scales with
+  std::int64_t branches = 1;  // of all layers, that GPT-2's scales with: layers side by side count each
 };
 
 /// What a mixer is in the language of hybrids: part of a Transformer, or a state-space model.

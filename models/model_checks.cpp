@@ -11,7 +11,7 @@
 #include "models/mixer.h"
 #include "models/model_config.h"
 #include "models/pattern.h"
-#include "ops/layer_norm.h"
+#include "ops/residual_norm.h"
 
 namespace graft {
 namespace {
@@ -37,9 +37,9 @@ void check_model(const Settings& settings, SettingMistakes& mistakes) {
   const ModelConfig config = model_config(settings);
   const std::string blame = by_hand ? "model.pattern" : "model.preset";
 
-  if (config.width > kLayerNormMaxWidth) {
+  if (config.width > kResidualNormMaxWidth) {
     mistakes.add({"model.width"},
-                 fmt::format("got {}, expected at most {}, the widest layer norm", config.width, kLayerNormMaxWidth));
+                 fmt::format("got {}, expected at most {}, the widest norm", config.width, kResidualNormMaxWidth));
   }
   std::set<std::string> symbols;
   try {

@@ -11,9 +11,9 @@
 
 namespace graft {
 
-/// How linear layers of attention and MLP blocks start.
+/// How linear layers of attention and MLP branches start.
 enum class BlockInit : std::uint8_t {
-  Gpt2,     // N(0, 0.02^2); projections into the residual stream N(0, (0.02 / sqrt(blocks))^2); biases 0
+  Gpt2,     // N(0, 0.02^2); projections into the residual stream N(0, (0.02 / sqrt(branches))^2); biases 0
   Default,  // weights uniform on +-1/sqrt(fan_in); biases 0
   Normal,   // N(0, 0.02^2) everywhere, as in GPT-NeoX; biases 0
 };
@@ -32,7 +32,7 @@ struct ModelConfig {
   std::string preset;   // empty: a hand-written pattern
   std::string pattern;  // "(AF)*12"
   std::int64_t width = 256;
-  std::int64_t layers = 12;  // in the studies' sense: two blocks
+  std::int64_t layers = 12;  // as the preset counts them: one, two or more layers of the pattern each
   std::int64_t heads = 8;
   std::int64_t state = 16;
   std::int64_t mlp_ratio = 4;
@@ -49,7 +49,7 @@ struct ModelConfig {
   std::int64_t position_rows = 0;  // 0: as many as the longest prompt has tokens
   double position_std = 0.02;
   BlockInit init = BlockInit::Gpt2;
-  std::int64_t depth = 0;  // layers that initialisation scales with; 0: as many as the pattern has
+  std::int64_t depth = 0;  // layers and branches that initialisation scales with; 0: as many as the pattern has
   Settings settings;       // everything of the [model] table, for mixers with keys of their own
 };
 

@@ -8,7 +8,7 @@
 namespace graft {
 namespace {
 
-constexpr std::size_t kMaxBlocks = 1000;
+constexpr std::size_t kMaxLayers = 1000;
 constexpr int kMaxDepth = 16;
 constexpr std::size_t kMaxBranches = 3;
 
@@ -17,10 +17,10 @@ class Parser {
   explicit Parser(std::string_view text) : text_(text) {}
 
   std::vector<PatternLayer> parse() {
-    std::vector<PatternLayer> blocks = sequence(0);
+    std::vector<PatternLayer> layers = sequence(0);
     check(at_ == text_.size(), "\")\" without \"(\"");
-    check(!blocks.empty(), "no blocks, expected something like \"(AF)*12\"");
-    return blocks;
+    check(!layers.empty(), "no layers, expected something like \"(AF)*12\"");
+    return layers;
   }
 
  private:
@@ -33,15 +33,15 @@ class Parser {
 
   std::vector<PatternLayer> sequence(int depth) {
     check(depth <= kMaxDepth, "parentheses nested too deeply, expected at most 16");
-    std::vector<PatternLayer> blocks;
+    std::vector<PatternLayer> layers;
     for (;;) {
       skip_spaces();
-      if (at_ == text_.size() || text_[at_] == ')') return blocks;
+      if (at_ == text_.size() || text_[at_] == ')') return layers;
       const std::vector<PatternLayer> item = one_item(depth);
       const std::size_t count = repeat_count();
-      check(item.empty() || count <= kMaxBlocks / item.size(), "more than 1000 blocks");
-      for (std::size_t i = 0; i < count; ++i) blocks.insert(blocks.end(), item.begin(), item.end());
-      check(blocks.size() <= kMaxBlocks, "more than 1000 blocks");
+      check(item.empty() || count <= kMaxLayers / item.size(), "more than 1000 layers");
+      for (std::size_t i = 0; i < count; ++i) layers.insert(layers.end(), item.begin(), item.end());
+      check(layers.size() <= kMaxLayers, "more than 1000 layers");
     }
   }
 
@@ -100,7 +100,7 @@ class Parser {
     skip_spaces();
     std::size_t count = 0;
     const std::size_t first = at_;
-    while (at_ < text_.size() && std::isdigit(static_cast<unsigned char>(text_[at_])) != 0 && count <= kMaxBlocks) {
+    while (at_ < text_.size() && std::isdigit(static_cast<unsigned char>(text_[at_])) != 0 && count <= kMaxLayers) {
       count = count * 10 + static_cast<std::size_t>(text_[at_++] - '0');
     }
     check(at_ > first && count >= 1, "expected a count of at least 1 after \"*\"");

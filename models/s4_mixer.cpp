@@ -102,6 +102,7 @@ MixerState S4Mixer::make_state(const Context& ctx, std::int64_t batch, std::int6
 }
 
 Tensor S4Mixer::extend(const Context& ctx, const Tensor& x, const MixerState& state, const Tensor&) const {
+  require_parts(state, 1, "s4");
   const Tensor y = extend_s4d(ctx, x, layer_.parameters(ctx), {}, state.parts[0]);
   return glu(ctx, out_(ctx, gelu(ctx, y, GeluKind::Erf)));
 }
@@ -129,7 +130,7 @@ S4MambaMixer::S4MambaMixer(ParameterStore& store, const std::string& scope, cons
 
 Tensor S4MambaMixer::operator()(const Context& ctx, const Tensor& x) const {
   const Tensor packed = in_(ctx, x);  // [B, T, 2 inner]: the convolved half, the gate
-  const Tensor u = causal_conv1d(ctx, packed, 0, inner_, conv_weight_.tensor(ctx), conv_bias_.tensor(ctx), true);
+  const Tensor u = causal_conv1d(ctx, packed, 0, inner_, conv_weight_.master(ctx), conv_bias_.master(ctx), true);
   // The mask multiplies before or after the gate alike.
   const Tensor gated = s4d(ctx, u, layer_.parameters(ctx), {packed, inner_, gate_});
   return out_(ctx, dropout(ctx, gated, dropout_, static_cast<std::uint32_t>(index_), true));
@@ -141,8 +142,9 @@ MixerState S4MambaMixer::make_state(const Context& ctx, std::int64_t batch, std:
 }
 
 Tensor S4MambaMixer::extend(const Context& ctx, const Tensor& x, const MixerState& state, const Tensor&) const {
+  require_parts(state, 2, "s4_mamba");
   const Tensor packed = in_(ctx, x);
-  const Tensor u = extend_causal_conv1d(ctx, packed, 0, inner_, conv_weight_.tensor(ctx), conv_bias_.tensor(ctx), true,
+  const Tensor u = extend_causal_conv1d(ctx, packed, 0, inner_, conv_weight_.master(ctx), conv_bias_.master(ctx), true,
                                         state.parts[0]);
   return out_(ctx, extend_s4d(ctx, u, layer_.parameters(ctx), {packed, inner_, gate_}, state.parts[1]));
 }

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "engine/require.h"
-#include "ops/cast.h"
 #include "ops/advance_length.h"
+#include "ops/cast.h"
 #include "ops/embedding.h"
 #include "ops/gather_positions.h"
 #include "ops/gather_rows.h"
@@ -18,7 +18,8 @@ Linear make_read_in(ParameterStore& store, const ModelConfig& config, const Mode
   if (shape.vocabulary > 0) return {};
   require(shape.input_width >= 1, "model: inputs are {} wide, expected at least 1", shape.input_width);
   if (shape.read_in_groups.empty()) {
-    return {store, "read_in", shape.input_width, config.width, default_linear_init(shape.input_width), {.pad_in = true}};
+    return {store,           "read_in", shape.input_width, config.width, default_linear_init(shape.input_width),
+            {.pad_in = true}};
   }
   std::vector<double> bounds;  // of each column
   for (const std::int64_t width : shape.read_in_groups) {
@@ -134,6 +135,9 @@ void SequenceModel::require_state(const DecodeState& state, const Shape& read) c
   require(read[0] == state.batch, "model: {} sequences, expected the state's {}", read[0], state.batch);
   require(read[1] <= state.capacity, "model: {} tokens, expected at most the state's capacity of {}", read[1],
           state.capacity);
+  require(static_cast<std::int64_t>(state.backbone.mixers.size()) == backbone_.branches(),
+          "model: a state of {} mixers, expected {}: only the model that made a state can use it",
+          state.backbone.mixers.size(), backbone_.branches());
 }
 
 Tensor SequenceModel::extend(const Context& ctx, const Tensor& tokens, const DecodeState& state) const {
@@ -152,7 +156,9 @@ Tensor SequenceModel::extend_logits(const Context& ctx, const Tensor& ids, const
   require_state(state, ids.shape());
   Tensor x = backbone_.extend(ctx, embedded(ctx, ids, state.length), state.backbone, state.length);
   advance_length(ctx, state.length, ids.shape()[1]);
-  if (last_only) x = cast(ctx, gather_positions(ctx, x, 1, 1, ids.shape()[1] - 1, width_), ctx.compute_dtype());
+  if (last_only && ids.shape()[1] > 1) {
+    x = cast(ctx, gather_positions(ctx, x, 1, 1, ids.shape()[1] - 1, width_), ctx.compute_dtype());
+  }
   return head(ctx, x);
 }
 

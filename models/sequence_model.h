@@ -47,9 +47,10 @@ class SequenceModel {
   [[nodiscard]] DecodeState make_state(const Context& ctx, std::int64_t batch, std::int64_t capacity) const;
   /// Sets a state back to before the first token.
   void clear(const Context& ctx, const DecodeState& state) const;
-  /// Reads further tokens [B, n, stored input width] and brings the state up to date; as operator() otherwise. The caller
-  /// sees to it that no more than the state's capacity are read in all: key and value caches keep no others. Throws
-  /// ArgumentError for another batch, and for more tokens than the capacity at once.
+  /// Reads further tokens [B, n, stored input width] and brings the state up to date; as operator() otherwise. The
+  /// caller sees to it that no more than the state's capacity are read in all: key and value caches keep no others.
+  /// Throws ArgumentError for another batch, for more tokens than the capacity at once, and for a state with other
+  /// mixers.
   [[nodiscard]] Tensor extend(const Context& ctx, const Tensor& tokens, const DecodeState& state) const;
   /// The same for ids [B, n] int32; `last_only` gives the logits of the last one, [B, 1, stored columns].
   [[nodiscard]] Tensor extend_logits(const Context& ctx, const Tensor& ids, const DecodeState& state,
@@ -61,7 +62,7 @@ class SequenceModel {
   /// Forward floating-point operations of one sequence, read-in and read-out included.
   [[nodiscard]] double forward_flops(std::int64_t tokens, bool causal = false) const;
   [[nodiscard]] const ModelShape& shape() const { return shape_; }
-  [[nodiscard]] std::int64_t blocks() const { return backbone_.blocks(); }
+  [[nodiscard]] std::int64_t blocks() const { return backbone_.layers(); }
 
  private:
   void require_vectors(const Tensor& tokens) const;

@@ -18,10 +18,10 @@ namespace graft {
   return std::log(1e-3) + unit * (std::log(0.1) - std::log(1e-3));
 }
 
-/// The projection of a Mamba-like block into the residual stream: uniform on +-1/sqrt(fan_in), divided by sqrt(blocks).
+/// The projection of a Mamba-like block into the residual stream: uniform on +-1/sqrt(fan_in), divided by sqrt(layers).
 [[nodiscard]] inline LinearInit ssm_output_init(std::int64_t fan_in, const BlockPosition& position) {
   return without_bias(
-      init::uniform(1 / std::sqrt(static_cast<double>(fan_in)) / std::sqrt(static_cast<double>(position.blocks))));
+      init::uniform(1 / std::sqrt(static_cast<double>(fan_in)) / std::sqrt(static_cast<double>(position.layers))));
 }
 
 }  // namespace graft

@@ -8,6 +8,23 @@
 namespace graft {
 namespace {
 
+/// The first gradient of the blocks whose sums are not finite that is not finite itself.
+template <class A>
+std::int64_t find_bad(const ClipArgs& args, std::int64_t blocks, std::int64_t elements_a_block) {
+  const std::int64_t elements = args.gradients.shape.elements();
+  const A* const gradients = args.gradients.as<A>();
+  const auto* const partial = args.partial.as<double>();
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    if (squares_are_finite(partial[block], args.gradients.dtype)) continue;
+    const std::int64_t last = std::min(elements, (block + 1) * elements_a_block);
+    for (std::int64_t i = block * elements_a_block; i < last; ++i) {
+      const auto g = static_cast<double>(gradients[i]);
+      if (!squares_are_finite(g * g, args.gradients.dtype)) return i;
+    }
+  }
+  return kNormBad;
+}
+
 void run(Stream& stream, const ClipArgs& args) {
   const std::int64_t elements = args.gradients.shape.elements();
   const std::int64_t blocks = clip_blocks(elements);
@@ -26,7 +43,12 @@ void run(Stream& stream, const ClipArgs& args) {
   });
   double squares = 0;
   for (std::int64_t block = 0; block < blocks; ++block) squares += partial[block];
-  apply_norm(*args.state, squares, args.max_norm);
+  std::int64_t first_bad = loss_is_finite(args.loss) ? kNothingBad : kLossBad;
+  if (!squares_are_finite(squares, args.gradients.dtype)) {
+    with_accumulate(args.gradients.dtype,
+                    [&](auto a) { first_bad = find_bad<decltype(a)>(args, blocks, elements_a_block); });
+  }
+  apply_norm(*args.state, squares, args.max_norm, first_bad);
 }
 
 const Register registered{clip_norm, Backend::Cpu, run};

@@ -4,6 +4,7 @@
 
 #include "engine/require.h"
 #include "ops/decode_checks.h"
+#include "ops/ssd_checks.h"
 
 namespace graft {
 namespace {
@@ -66,36 +67,14 @@ Tensor extend_selective_scan(const Context& ctx, const SelectiveScanInputs& in, 
 Tensor extend_ssd(const Context& ctx, const SsdInputs& in, const Tensor& state) {
   constexpr const char* kOp = "extend_ssd";
   check_inference(ctx, kOp);
-  const Shape& shape = in.xbc.shape();
-  require(in.xbc && shape.rank() == 3 && shape.elements() > 0, "{}: xbc is {}, expected [B, n, row]", kOp,
-          in.xbc ? shape.str() : "empty");
   require(!in.initial_state && !in.want_final_state,
           "{}: an initial or final state is asked for, expected neither: the state is brought up to date in place",
           kOp);
-  require(in.heads >= 1 && in.head_dim >= 1 && in.groups >= 1 && in.heads % in.groups == 0,
-          "{}: {} heads of {} channels in {} groups, expected groups that divide the heads", kOp, in.heads, in.head_dim,
-          in.groups);
-  require(in.state >= 1 && in.state <= kSsdMaxState, "{}: {} states a channel, expected 1 to {}", kOp, in.state,
-          kSsdMaxState);
-  require(in.dt_min <= in.dt_max, "{}: step sizes are clamped to {} to {}, expected an interval", kOp, in.dt_min,
-          in.dt_max);
+  check_ssd_inputs(ctx, kOp, in);
+  const Shape& shape = in.xbc.shape();
   const std::int64_t channels = in.heads * in.head_dim;
-  const std::int64_t columns = in.groups * in.state;
-  const DType stream = ctx.stream_dtype();
-  check_columns(ctx, kOp, "xbc", in.xbc, shape[0], shape[1], in.x_offset, channels, "x");
-  check_columns(ctx, kOp, "xbc", in.xbc, shape[0], shape[1], in.b_offset, columns, "B");
-  check_columns(ctx, kOp, "xbc", in.xbc, shape[0], shape[1], in.c_offset, columns, "C");
-  check_columns(ctx, kOp, "dt", in.dt, shape[0], shape[1], in.dt_offset, in.heads, "the step size");
-  check_tensor(ctx, kOp, "a_log", in.a_log, {in.heads}, stream);
-  if (in.dt_bias) check_tensor(ctx, kOp, "dt_bias", in.dt_bias, {in.heads}, stream);
   const bool skip_a_head = in.skip && in.skip.shape().rank() == 1;
-  if (skip_a_head) {
-    check_tensor(ctx, kOp, "skip", in.skip, {in.heads}, stream);
-  } else if (in.skip) {
-    check_tensor(ctx, kOp, "skip", in.skip, {in.heads, in.head_dim}, stream);
-  }
-  if (in.z) check_columns(ctx, kOp, "z", in.z, shape[0], shape[1], in.z_offset, channels, "the gate");
-  check_tensor(ctx, kOp, "state", state, {shape[0], in.heads, in.head_dim, in.state}, stream);
+  check_tensor(ctx, kOp, "state", state, {shape[0], in.heads, in.head_dim, in.state}, ctx.stream_dtype());
 
   ScanExtension args{.x = in.xbc.view(),
                      .dt = in.dt.view(),

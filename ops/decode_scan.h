@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "engine/context.h"
 #include "engine/kernel.h"
@@ -25,7 +26,8 @@ struct ScanExtension {
   std::int64_t x_offset = 0, dt_offset = 0, b_offset = 0, c_offset = 0, z_offset = 0;
   std::int64_t head_dim = 1, group = 1, skip_share = 1;
   bool softplus = true;
-  double dt_min = 0, dt_max = 0;
+  double dt_min = 0;
+  double dt_max = std::numeric_limits<double>::infinity();
 
   [[nodiscard]] GRAFT_HD std::int64_t channels() const { return y.shape[2]; }
   [[nodiscard]] GRAFT_HD std::int64_t states() const { return state.shape.columns(); }

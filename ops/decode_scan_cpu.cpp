@@ -47,7 +47,7 @@ void extend_channels(const ScanExtension& args, std::int64_t sequence, std::int6
       A& step = dt[static_cast<std::size_t>(i)];
       step += bias[static_cast<std::size_t>(i)];
       if (args.softplus) step = softplus(step);
-      step = std::clamp(step, static_cast<A>(args.dt_min), static_cast<A>(args.dt_max));
+      step = clamped(step, static_cast<A>(args.dt_min), static_cast<A>(args.dt_max));
     }
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t channel = first + i;

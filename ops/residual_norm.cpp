@@ -209,14 +209,11 @@ ResidualNorm residual_norm(const Context& ctx, const std::vector<ResidualTerm>& 
   }
   args.beta = saved.beta.view();
 
-  // a lone term that is not scaled is what is normalised; it has to be written only to change its dtype
-  const bool lone = terms.size() == 1 && is_one(saved.weight[0]);
-  const bool residual_is_term = lone && terms[0].value.dtype() == stream;
+  // a lone term that is not scaled is what is normalised
+  const bool residual_is_term = terms.size() == 1 && is_one(saved.weight[0]) && terms[0].value.dtype() == stream;
   Tensor sum;
   // backward reads the sum, so a tape wants it written even if the caller does not
-  if (!residual_is_term && (keep_residual || (ctx.tape != nullptr && !lone))) {
-    sum = ctx.empty(shape, stream, "residual");
-  }
+  if (!residual_is_term && (keep_residual || ctx.tape != nullptr)) sum = ctx.empty(shape, stream, "residual");
   ResidualNorm result;
   std::array<Tensor, kNorms> normed;
   for (std::size_t i = 0; i < norms.size(); ++i) {
@@ -237,7 +234,7 @@ ResidualNorm residual_norm(const Context& ctx, const std::vector<ResidualTerm>& 
   residual_norm_forward(ctx, args);
 
   if (ctx.tape != nullptr) {
-    saved.x = sum ? sum : terms[0].value;
+    saved.x = residual_is_term ? terms[0].value : sum;
     for (std::size_t i = 0; i < norms.size(); ++i) saved.normed[i] = normed[i];
     Tensor unused;
     Tensor& kept = keep_residual ? sum : unused;  // an empty tensor is not recorded

@@ -42,7 +42,7 @@ struct ResidualNormBackward {
   NormKind kind = NormKind::LayerNorm;
   ConstView dsum;                         // [rows, D] or null: gradient that arrives at the sum from elsewhere
   ConstView dy[kResidualNormMaxNorms];    // [rows, D]; null: no gradient of this norm
-  ConstView x;                            // [rows, D] what was normalised
+  ConstView x;                            // [rows, D] what was normalised, the stream dtype
   ConstView gain[kResidualNormMaxNorms];  // [D]
   ConstView mean, rstd;                   // [rows]; no mean in an RMS norm
   TermWeight weight[kResidualNormMaxTerms];

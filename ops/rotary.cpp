@@ -56,6 +56,7 @@ Tensor rotary(const Context& ctx, const Tensor& qkv, const AttentionLayout& layo
     args.frequencies[i] = std::pow(base, -2.0 * i / static_cast<double>(rotary_dims));
   }
   if (start) {
+    check_inference(ctx, "rotary");
     check_token_count("rotary", "start", start);
     args.start = start.view();
   }
@@ -63,14 +64,13 @@ Tensor rotary(const Context& ctx, const Tensor& qkv, const AttentionLayout& layo
   args.y = {y.mutable_view(), false};
   rotary_forward(ctx, args);
   if (ctx.tape == nullptr) return y;
-  ctx.tape->record("rotary", {qkv}, y,
-                   [ref = GradRef(qkv), args, start](const Context& c, Grads& grads, const GradRef& dy) {
-                     RotaryArgs back = args;
-                     back.x = grads.of(dy);
-                     back.y = grads.into(ref);
-                     back.direction = -1;
-                     rotary_backward(c, back);
-                   });
+  ctx.tape->record("rotary", {qkv}, y, [ref = GradRef(qkv), args](const Context& c, Grads& grads, const GradRef& dy) {
+    RotaryArgs back = args;
+    back.x = grads.of(dy);
+    back.y = grads.into(ref);
+    back.direction = -1;
+    rotary_backward(c, back);
+  });
   return y;
 }
 

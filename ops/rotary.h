@@ -63,7 +63,7 @@ struct RotaryColumn {
 /// Angles are exact to float32's rounding at any position: they are reduced in double. The rotation itself is float32
 /// (float64 when qkv is), rounded once. Saves nothing; backward turns the gradient back.
 /// Throws ArgumentError if qkv is not [B, T, row] of a floating type, if rotary_dims or base is out of range, if start
-/// is not [1] int32, or if the layout's q and k overlap or leave the row.
+/// is not [1] int32 or given while a tape is recording, or if the layout's q and k overlap or leave the row.
 /// Source: Su et al. 2021 (RoFormer), section 3.2.2; pairing of halves: transformers, gpt_neox, apply_rotary_pos_emb.
 [[nodiscard]] Tensor rotary(const Context& ctx, const Tensor& qkv, const AttentionLayout& layout,
                             std::int64_t rotary_dims, double base = 10000.0, const Tensor& start = {});

@@ -2,42 +2,22 @@
 
 #include "engine/require.h"
 #include "engine/tape.h"
+#include "ops/checks.h"
 
 namespace graft {
 namespace {
-
-void check_parameter(const Context& ctx, const char* op, const char* what, const Tensor& parameter,
-                     const Shape& shape) {
-  require(parameter && parameter.shape() == shape, "{}: {} is {}, expected {}", op, what,
-          parameter ? parameter.shape().str() : "missing", shape.str());
-  require(parameter.dtype() == ctx.stream_dtype(), "{}: {} is {}, expected {} in {}", op, what,
-          name_of(parameter.dtype()), name_of(ctx.stream_dtype()), name_of(ctx.precision));
-}
 
 /// Checks c, log_dt, log_a_real and a_imag for `channels` channels and returns the number of modes.
 int check_modes(const Context& ctx, const char* op, const S4dParameters& p, std::int64_t channels) {
   const Shape& c = p.c.shape();
   require(p.c && c.rank() == 3 && c[0] == channels && c[2] == 2 && c[1] >= 1 && c[1] <= kS4dMaxModes,
-          "{}: c is {}, expected [{}, 1 to {} modes, 2]", op, p.c ? c.str() : "missing", channels, kS4dMaxModes);
-  check_parameter(ctx, op, "c", p.c, c);
-  check_parameter(ctx, op, "log_dt", p.log_dt, {channels});
-  check_parameter(ctx, op, "log_a_real", p.log_a_real, {channels, c[1]});
-  check_parameter(ctx, op, "a_imag", p.a_imag, {channels, c[1]});
+          "{}: c is {}, expected [{}, 1 to {} modes, 2]", op, p.c ? c.str() : "empty", channels, kS4dMaxModes);
+  check_tensor(ctx, op, "c", p.c, c, ctx.stream_dtype());
+  check_tensor(ctx, op, "log_dt", p.log_dt, {channels}, ctx.stream_dtype());
+  check_tensor(ctx, op, "log_a_real", p.log_a_real, {channels, c[1]}, ctx.stream_dtype());
+  check_tensor(ctx, op, "a_imag", p.a_imag, {channels, c[1]}, ctx.stream_dtype());
   return static_cast<int>(c[1]);
 }
-
-void check_gate(const Context& ctx, const S4dGate& gate, const Shape& u) {
-  const Shape& shape = gate.packed.shape();
-  require(shape.rank() == 3 && shape[0] == u[0] && shape[1] == u[1], "s4d: the gate is {}, expected [{}, {}, row]",
-          shape.str(), u[0], u[1]);
-  require(gate.offset >= 0 && gate.offset + u[2] <= shape[2],
-          "s4d: the gate is columns {} to {}, expected within a row of {}", gate.offset, gate.offset + u[2], shape[2]);
-  require(gate.packed.dtype() == ctx.compute_dtype(), "s4d: the gate is {}, expected {} in {}",
-          name_of(gate.packed.dtype()), name_of(ctx.compute_dtype()), name_of(ctx.precision));
-}
-
-ConstView view_or_null(const Tensor& tensor) { return tensor ? tensor.view() : ConstView{}; }
-View mutable_or_null(const Tensor& tensor) { return tensor ? tensor.mutable_view() : View{}; }
 
 Tensor make_table(const Context& ctx, const S4dParameters& p, const S4dLayout& layout) {
   Tensor table = ctx.empty({layout.modes, kS4dTableRows, layout.channels}, ctx.stream_dtype(), "s4d modes");
@@ -60,8 +40,11 @@ Tensor s4d(const Context& ctx, const Tensor& u, const S4dParameters& parameters,
           name_of(ctx.compute_dtype()), name_of(ctx.precision));
   const std::int64_t channels = u.shape()[2];
   const int modes = check_modes(ctx, "s4d", parameters, channels);
-  check_parameter(ctx, "s4d", "skip", parameters.skip, {channels});
-  if (gate.packed) check_gate(ctx, gate, u.shape());
+  check_tensor(ctx, "s4d", "skip", parameters.skip, {channels}, ctx.stream_dtype());
+  if (gate.packed) {
+    check_columns(ctx, "s4d", "the gate's tensor", gate.packed, u.shape()[0], u.shape()[1], gate.offset, channels,
+                  "the gate");
+  }
 
   S4dLayout layout{.batch = u.shape()[0], .tokens = u.shape()[1], .channels = channels, .modes = modes};
   layout.chunks = static_cast<int>(s4d_chunks(layout.batch, layout.tokens, channels));
@@ -75,7 +58,7 @@ Tensor s4d(const Context& ctx, const Tensor& u, const S4dParameters& parameters,
   {
     const Tensor states = chunk_states(ctx, layout, 2);
     s4d_forward(ctx, {u.view(), table.view(), parameters.skip.view(), view_or_null(gate.packed),
-                      mutable_or_null(states), y.mutable_view(), layout});
+                      mutable_view_or_null(states), y.mutable_view(), layout});
   }
   if (ctx.tape == nullptr) return y;
   ctx.tape->record(
@@ -100,12 +83,12 @@ Tensor s4d(const Context& ctx, const Tensor& u, const S4dParameters& parameters,
         args.da_imag = grads.into(p.a_imag);
         args.dskip = grads.into(p.skip);
         const Tensor states = chunk_states(c, layout, 4);
-        args.states = mutable_or_null(states);
+        args.states = mutable_view_or_null(states);
         Tensor partial;
         if (args.dc || args.dlog_dt || args.dlog_a_real || args.da_imag || args.dskip) {
           partial = c.empty({layout.rows(), layout.columns(), layout.channels}, c.stream_dtype(), "s4d partial sums");
         }
-        args.partial = mutable_or_null(partial);
+        args.partial = mutable_view_or_null(partial);
         s4d_backward(c, args);
       });
   return y;

@@ -62,6 +62,15 @@ GRAFT_HD inline void prepare_update(StepState& state, const Schedule& schedule, 
   return state;
 }
 
+/// Ends a step: the formula both backends share.
+GRAFT_HD inline void end_step(StepState& state, const Schedule& schedule, double beta1, double beta2) {
+  if (state.skipped_in_row >= kMostSkippedInRow) return;  // stands still: this step comes again, bit for bit
+  state.step += 1;
+  if (state.skip == 0) state.updates += 1;
+  state.skip = 0;
+  prepare_update(state, schedule, beta1, beta2);
+}
+
 struct AdvanceArgs {
   StepState* state;
   Schedule schedule;
@@ -71,7 +80,9 @@ struct AdvanceArgs {
 inline constinit Kernel<AdvanceArgs> advance_state{"advance"};
 
 /// Ends a step, on the device: step += 1; updates += 1 unless the step was skipped; learning rate and bias
-/// corrections of the next update; skip = 0. Throws ArgumentError without a step state.
+/// corrections of the next update; skip = 0. A skipped step counts for data and learning rate, which follow `step`, and
+/// not for the bias corrections, which follow `updates`: they correct the moments, and those did not change. Does
+/// nothing after kMostSkippedInRow skipped steps in a row. Throws ArgumentError without a step state.
 void advance(const Context& ctx, const Schedule& schedule, double beta1, double beta2);
 
 }  // namespace graft

@@ -4,30 +4,12 @@
 
 #include "engine/require.h"
 #include "engine/tape.h"
+#include "ops/checks.h"
 
 namespace graft {
 namespace {
 
 constexpr const char* kOp = "selective_scan";
-
-void check_tensor(const char* name, const Tensor& tensor, const Shape& shape, DType dtype, const Context& ctx) {
-  require(static_cast<bool>(tensor), "{}: {} is empty, expected {}", kOp, name, shape.str());
-  require(tensor.shape() == shape, "{}: {} is {}, expected {}", kOp, name, tensor.shape().str(), shape.str());
-  require(tensor.dtype() == dtype, "{}: {} is {}, expected {} in {}", kOp, name, name_of(tensor.dtype()),
-          name_of(dtype), name_of(ctx.precision));
-}
-
-/// [B, T, row] with the columns [offset, offset + count) in a row.
-void check_packed(const char* name, const Tensor& tensor, const Shape& u, std::int64_t offset, std::int64_t count,
-                  const char* what, const Context& ctx) {
-  require(tensor && tensor.shape().rank() == 3 && tensor.shape()[0] == u[0] && tensor.shape()[1] == u[1],
-          "{}: {} is {}, expected [{}, {}, row]", kOp, name, tensor ? tensor.shape().str() : "empty", u[0], u[1]);
-  require(tensor.dtype() == ctx.compute_dtype(), "{}: {} is {}, expected {} in {}", kOp, name, name_of(tensor.dtype()),
-          name_of(ctx.compute_dtype()), name_of(ctx.precision));
-  require(offset >= 0 && offset + count <= tensor.shape()[2],
-          "{}: {} is columns {} to {} of {}, expected columns within its {}", kOp, what, offset, offset + count - 1,
-          name, tensor.shape()[2]);
-}
 
 void check_inputs(const Context& ctx, const SelectiveScanInputs& in) {
   const Shape& shape = in.u.shape();
@@ -36,27 +18,24 @@ void check_inputs(const Context& ctx, const SelectiveScanInputs& in) {
   const std::int64_t width = shape[2];
   const DType compute = ctx.compute_dtype();
   const DType stream = ctx.stream_dtype();
-  check_tensor("u", in.u, shape, compute, ctx);
-  check_tensor("delta", in.delta, shape, compute, ctx);
+  check_tensor(ctx, kOp, "u", in.u, shape, compute);
+  check_tensor(ctx, kOp, "delta", in.delta, shape, compute);
   require(in.a_log && in.a_log.shape().rank() == 2 && in.a_log.shape()[0] == width, "{}: a_log is {}, expected [{}, N]",
           kOp, in.a_log ? in.a_log.shape().str() : "empty", width);
   const std::int64_t state = in.a_log.shape()[1];
   require(state >= 1 && state <= kSelectiveScanMaxState, "{}: a_log has {} states a channel, expected 1 to {}", kOp,
           state, kSelectiveScanMaxState);
-  check_tensor("a_log", in.a_log, in.a_log.shape(), stream, ctx);
-  check_packed("bc", in.bc, shape, in.b_offset, state, "B", ctx);
-  check_packed("bc", in.bc, shape, in.c_offset, state, "C", ctx);
+  check_tensor(ctx, kOp, "a_log", in.a_log, in.a_log.shape(), stream);
+  check_columns(ctx, kOp, "bc", in.bc, shape[0], shape[1], in.b_offset, state, "B");
+  check_columns(ctx, kOp, "bc", in.bc, shape[0], shape[1], in.c_offset, state, "C");
   require(std::max(in.b_offset, in.c_offset) - std::min(in.b_offset, in.c_offset) >= state,
           "{}: B starts at column {} and C at column {} of bc, expected {} columns of their own each", kOp, in.b_offset,
           in.c_offset, state);
-  if (in.skip) check_tensor("skip", in.skip, {width}, stream, ctx);
-  if (in.delta_bias) check_tensor("delta_bias", in.delta_bias, {width}, stream, ctx);
-  if (in.z) check_packed("z", in.z, shape, in.z_offset, width, "the gate", ctx);
-  if (in.final_state) check_tensor("final_state", in.final_state, {shape[0], width, state}, stream, ctx);
+  if (in.skip) check_tensor(ctx, kOp, "skip", in.skip, {width}, stream);
+  if (in.delta_bias) check_tensor(ctx, kOp, "delta_bias", in.delta_bias, {width}, stream);
+  if (in.z) check_columns(ctx, kOp, "z", in.z, shape[0], shape[1], in.z_offset, width, "the gate");
+  if (in.final_state) check_tensor(ctx, kOp, "final_state", in.final_state, {shape[0], width, state}, stream);
 }
-
-ConstView view_or_null(const Tensor& tensor) { return tensor ? tensor.view() : ConstView{}; }
-View mutable_view_or_null(const Tensor& tensor) { return tensor ? tensor.mutable_view() : View{}; }
 
 SelectiveScanSource source_of(const SelectiveScanInputs& in) {
   return {in.u.view(),
@@ -71,8 +50,6 @@ SelectiveScanSource source_of(const SelectiveScanInputs& in) {
           in.z_offset,
           in.softplus};
 }
-
-GradTarget target_or_null(Grads& grads, const Tensor& tensor) { return tensor ? grads.into(tensor) : GradTarget{}; }
 
 void run_backward(const Context& ctx, Grads& grads, const GradRef& dy, const SelectiveScanInputs& in,
                   const Tensor& checkpoints) {

@@ -7,7 +7,8 @@
 
 namespace graft {
 
-// Softplus and its slope for one element, the same source on host and device; above 20 the identity.
+// Softplus, its slope and limits of step sizes for one element, the same source on host and device; above 20 the
+// identity.
 
 template <class A>
 [[nodiscard]] GRAFT_HD inline A softplus(A x) {
@@ -17,6 +18,12 @@ template <class A>
 template <class A>
 [[nodiscard]] GRAFT_HD inline A softplus_slope(A x) {
   return x > A(20) ? A{1} : sigmoid(x);
+}
+
+/// v within [low, high]; NaN stays NaN, which the minimum and maximum functions of floating point would replace.
+template <class A>
+[[nodiscard]] GRAFT_HD inline A clamped(A v, A low, A high) {
+  return v < low ? low : (v > high ? high : v);
 }
 
 }  // namespace graft

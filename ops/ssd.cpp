@@ -1,95 +1,13 @@
 #include "ops/ssd.h"
 
-#include <initializer_list>
-
-#include "engine/require.h"
 #include "engine/tape.h"
+#include "ops/checks.h"
+#include "ops/ssd_checks.h"
 
 namespace graft {
 namespace {
 
 constexpr const char* kOp = "ssd";
-
-void check_tensor(const char* name, const Tensor& tensor, const Shape& shape, DType dtype, const Context& ctx) {
-  require(static_cast<bool>(tensor), "{}: {} is empty, expected {}", kOp, name, shape.str());
-  require(tensor.shape() == shape, "{}: {} is {}, expected {}", kOp, name, tensor.shape().str(), shape.str());
-  require(tensor.dtype() == dtype, "{}: {} is {}, expected {} in {}", kOp, name, name_of(tensor.dtype()),
-          name_of(dtype), name_of(ctx.precision));
-}
-
-/// [B, T, row] in the compute dtype.
-void check_packed(const char* name, const Tensor& tensor, const Shape& xbc, const Context& ctx) {
-  require(tensor && tensor.shape().rank() == 3 && tensor.shape()[0] == xbc[0] && tensor.shape()[1] == xbc[1],
-          "{}: {} is {}, expected [{}, {}, row]", kOp, name, tensor ? tensor.shape().str() : "empty", xbc[0], xbc[1]);
-  require(tensor.dtype() == ctx.compute_dtype(), "{}: {} is {}, expected {} in {}", kOp, name, name_of(tensor.dtype()),
-          name_of(ctx.compute_dtype()), name_of(ctx.precision));
-}
-
-/// Columns that the op reads of a packed tensor.
-struct Columns {
-  const char* what;
-  const char* tensor_name;
-  const Tensor& tensor;
-  std::int64_t first, count;
-};
-
-/// All columns lie within their tensors, and no two parts share one: their gradients are written side by side.
-void check_columns(std::initializer_list<Columns> parts) {
-  for (const Columns& part : parts) {
-    if (!part.tensor) continue;
-    require(part.first >= 0 && part.first + part.count <= part.tensor.shape()[2],
-            "{}: {} is columns {} to {} of {}, expected columns within its {}", kOp, part.what, part.first,
-            part.first + part.count - 1, part.tensor_name, part.tensor.shape()[2]);
-  }
-  for (const Columns* one = parts.begin(); one != parts.end(); ++one) {
-    for (const Columns* other = one + 1; other != parts.end(); ++other) {
-      if (!one->tensor || !other->tensor || one->tensor.id() != other->tensor.id()) continue;
-      require(one->first + one->count <= other->first || other->first + other->count <= one->first,
-              "{}: {} is columns {} to {} of {} and {} columns {} to {}, expected columns of their own", kOp, one->what,
-              one->first, one->first + one->count - 1, one->tensor_name, other->what, other->first,
-              other->first + other->count - 1);
-    }
-  }
-}
-
-void check_inputs(const Context& ctx, const SsdInputs& in) {
-  require(in.heads >= 1, "{}: heads = {}, expected at least 1", kOp, in.heads);
-  require(in.head_dim >= 1, "{}: head_dim = {}, expected at least 1", kOp, in.head_dim);
-  require(in.groups >= 1 && in.heads % in.groups == 0, "{}: groups = {}, expected a divisor of the {} heads", kOp,
-          in.groups, in.heads);
-  require(in.state >= 1 && in.state <= kSsdMaxState, "{}: state = {}, expected 1 to {}", kOp, in.state, kSsdMaxState);
-  require(in.dt_min >= 0 && in.dt_min <= in.dt_max, "{}: dt_min = {} and dt_max = {}, expected 0 <= dt_min <= dt_max",
-          kOp, in.dt_min, in.dt_max);
-  const Shape& shape = in.xbc.shape();
-  require(in.xbc && shape.rank() == 3 && shape.elements() > 0, "{}: xbc is {}, expected [B, T, row]", kOp,
-          in.xbc ? shape.str() : "empty");
-  const DType stream = ctx.stream_dtype();
-  const std::int64_t inner = in.heads * in.head_dim;
-  const std::int64_t shared = in.groups * in.state;
-  check_packed("xbc", in.xbc, shape, ctx);
-  check_packed("dt", in.dt, shape, ctx);
-  if (in.z) check_packed("z", in.z, shape, ctx);
-  check_columns({{"x", "xbc", in.xbc, in.x_offset, inner},
-                 {"B", "xbc", in.xbc, in.b_offset, shared},
-                 {"C", "xbc", in.xbc, in.c_offset, shared},
-                 {"the step size", "dt", in.dt, in.dt_offset, in.heads},
-                 {"the gate", "z", in.z, in.z_offset, inner}});
-  check_tensor("a_log", in.a_log, {in.heads}, stream, ctx);
-  if (in.dt_bias) check_tensor("dt_bias", in.dt_bias, {in.heads}, stream, ctx);
-  if (in.skip) {
-    const Shape per_head{in.heads}, per_channel{in.heads, in.head_dim};
-    require(in.skip.shape() == per_head || in.skip.shape() == per_channel, "{}: skip is {}, expected {} or {}", kOp,
-            in.skip.shape().str(), per_head.str(), per_channel.str());
-    check_tensor("skip", in.skip, in.skip.shape(), stream, ctx);
-  }
-  if (in.initial_state) {
-    check_tensor("initial_state", in.initial_state, {shape[0], in.heads, in.head_dim, in.state}, stream, ctx);
-  }
-}
-
-ConstView view_or_null(const Tensor& tensor) { return tensor ? tensor.view() : ConstView{}; }
-View mutable_view_or_null(const Tensor& tensor) { return tensor ? tensor.mutable_view() : View{}; }
-GradTarget target_or_null(Grads& grads, const Tensor& tensor) { return tensor ? grads.into(tensor) : GradTarget{}; }
 
 SsdSource source_of(const SsdInputs& in) {
   SsdSource source;
@@ -128,7 +46,6 @@ void run_backward(const Context& ctx, Grads& grads, const GradRef& y, const Grad
   args.dy = grads.of(y);
   if (final_state.id != 0) args.dfinal = grads.of(final_state);
   args.states = view_or_null(states);
-  args.precision = ctx.precision;
   args.dx = grads.into_columns(in.xbc, in.x_offset, inner);
   args.db = grads.into_columns(in.xbc, in.b_offset, shared);
   args.dc = grads.into_columns(in.xbc, in.c_offset, shared);
@@ -157,7 +74,7 @@ void run_backward(const Context& ctx, Grads& grads, const GradRef& y, const Grad
 }  // namespace
 
 Ssd ssd(const Context& ctx, const SsdInputs& inputs) {
-  check_inputs(ctx, inputs);
+  check_ssd_inputs(ctx, kOp, inputs);
   const std::int64_t batch = inputs.xbc.shape()[0], tokens = inputs.xbc.shape()[1];
   const DType stream = ctx.stream_dtype();
   Ssd out;

@@ -58,7 +58,7 @@ class Chunk {
     for (std::int64_t t = 0; t < count; ++t) {
       const std::size_t i = elements(t);
       raw[i] = load_element<A>(in_.dt, row(t) * in_.dt.shape[2] + in_.dt_offset + head) + bias;
-      dt[i] = std::clamp(softplus(raw[i]), least, most);
+      dt[i] = clamped(softplus(raw[i]), least, most);
       decay[i] = std::exp(dt[i] * a);
       load_row(in_.xbc, x_at(t, head), in_.head_dim, x.data() + t * in_.head_dim);
       if (in_.z) load_row(in_.z, z_at(t, head), in_.head_dim, z.data() + t * in_.head_dim);

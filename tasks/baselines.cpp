@@ -90,7 +90,13 @@ const RegisterBaseline nearest_neighbours{{"knn3", predict_nearest}};
 /// A name that no baseline has must not wait for the first evaluation.
 void check_names(const Settings& settings, SettingMistakes& mistakes) {
   const std::vector<std::string>& names = settings.texts("eval.baselines");
-  if (names == std::vector<std::string>{"all"}) return;
+  if (names.empty() || names == std::vector<std::string>{"all"}) return;
+  if (settings.has("task.name") && has_tag("task", settings.text("task.name"), "tokens")) {
+    mistakes.add({"eval.baselines"},
+                 fmt::format("got \"{}\", expected \"all\" alone or none: no baseline reads the token ids of {}",
+                             names.front(), settings.text("task.name")));
+    return;
+  }
   for (const std::string& name : names) {
     if (registry().contains(name)) continue;
     mistakes.add({"eval.baselines"}, fmt::format("got \"{}\", expected \"all\" alone or some of {}", name,

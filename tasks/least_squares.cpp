@@ -135,7 +135,7 @@ void predict_least_squares(const PromptPoints& prompt, std::span<double> predict
   for (std::int64_t i = 0; i < prompt.points; ++i) {
     const float* x = &prompt.xs[static_cast<std::size_t>(i * prompt.dim)];
     double prediction = 0;
-    if (fits.points() > 0) {
+    if (fits.points() > 0 && prompt.is_wanted(i)) {
       const std::vector<double>& weights = fits.fit();
       for (std::int64_t j = 0; j < prompt.dim; ++j) prediction += weights[static_cast<std::size_t>(j)] * x[j];
     }

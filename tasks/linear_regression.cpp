@@ -3,22 +3,29 @@
 #include <fmt/format.h>
 
 #include <memory>
+#include <utility>
 
-#include "tasks/regression_task.h"
+#include "tasks/linear_regression_task.h"
+#include "tasks/linear_strategy_task.h"
 
 namespace graft {
-namespace {
 
-class LinearRegressionTask final : public RegressionTask<LinearRegression> {
- public:
-  using RegressionTask::RegressionTask;
-  [[nodiscard]] std::vector<std::string> baselines() const override {
-    return {"zero", "least_squares", "knn3", "averaging"};
-  }
-  [[nodiscard]] std::string description() const override {
-    return fmt::format("linear regression: y = <w, x>, w and x ~ N(0, I_{}), {} points", law().dim, final_points());
-  }
-};
+std::vector<std::string> LinearRegressionTask::suites() const { return linear_strategy_names(); }
+
+std::unique_ptr<Task> LinearRegressionTask::suite(std::string_view name) const {
+  std::unique_ptr<Task> task = make_linear_strategy(name, law().dim, final_points());
+  return task != nullptr ? std::move(task) : Task::suite(name);  // which throws
+}
+
+std::vector<std::string> LinearRegressionTask::baselines() const {
+  return {"zero", "least_squares", "knn3", "averaging"};
+}
+
+std::string LinearRegressionTask::description() const {
+  return fmt::format("linear regression: y = <w, x>, w and x ~ N(0, I_{}), {} points", law().dim, final_points());
+}
+
+namespace {
 
 const RegisterSettings keys{{
     .table = "task",

@@ -3,20 +3,28 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "tasks/token_task.h"
 
 namespace graft {
 namespace {
 
-/// An example is right, at the level of the string, if all `target` predictions are: the mean of their product, which
-/// the scores of single positions bound from above but do not give.
+/// An example is right, at the level of the string, if all `target` predictions are.
 class NgramRetrievalTask final : public TokenTask<NgramRetrieval> {
  public:
   using TokenTask::TokenTask;
+  [[nodiscard]] std::vector<std::int64_t> answer_points() const override {
+    std::vector<std::int64_t> points(static_cast<std::size_t>(law().predictions()));
+    std::iota(points.begin(), points.end(), std::int64_t{0});
+    return points;
+  }
   [[nodiscard]] std::string description() const override {
     const NgramRetrieval& l = law();
     const std::string lengths = l.length_min == l.length_max ? fmt::format("{}", l.length_max)

@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "tasks/token_task.h"
 
@@ -16,6 +18,7 @@ namespace {
 class PositionRetrievalTask final : public TokenTask<PositionRetrieval> {
  public:
   using TokenTask::TokenTask;
+  [[nodiscard]] std::vector<std::int64_t> answer_points() const override { return {0}; }
   [[nodiscard]] std::string description() const override {
     return fmt::format("position retrieval: where in a permutation of {} symbols is one of them, query as a {}",
                        law().length, law().prefix ? "prefix" : "suffix");

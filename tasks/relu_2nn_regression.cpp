@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "tasks/linear_regression_task.h"
 #include "tasks/regression_task.h"
 
 namespace graft {
@@ -15,6 +16,14 @@ constexpr std::int64_t kMostWeights = 16384;
 class Relu2nnRegressionTask final : public RegressionTask<Relu2nnRegression> {
  public:
   using RegressionTask::RegressionTask;
+  /// linear_regression: what the model makes of a simpler function than those it was trained on, with the same
+  /// dimension and points. Source: Garg et al. 2022, section 4.
+  [[nodiscard]] std::vector<std::string> suites() const override { return {"linear_regression"}; }
+  [[nodiscard]] std::unique_ptr<Task> suite(std::string_view name) const override {
+    if (name != "linear_regression") return Task::suite(name);  // throws
+    return std::make_unique<LinearRegressionTask>(LinearRegression{law().dim}, curriculum(), final_points(),
+                                                  sample_linear_regression);
+  }
   [[nodiscard]] std::vector<std::string> baselines() const override {
     return {"zero", "least_squares", "knn3", "averaging", "two_layer_net"};
   }

@@ -25,6 +25,23 @@ void draw_resample(const BootstrapOptions& options, int resample, std::vector<st
 
 }  // namespace
 
+double answer_accuracy(std::span<const double> scores, std::int64_t prompts, std::int64_t points,
+                       std::span<const std::int64_t> answer_points) {
+  require(prompts >= 1 && points >= 1 && scores.size() == static_cast<std::size_t>(prompts * points),
+          "statistics: {} scores, expected {} x {}", scores.size(), prompts, points);
+  for (const std::int64_t point : answer_points) {
+    require(point >= 0 && point < points, "statistics: an answer at point {}, expected one of {} points", point,
+            points);
+  }
+  std::int64_t right = 0;
+  for (std::int64_t prompt = 0; prompt < prompts; ++prompt) {
+    right += std::all_of(answer_points.begin(), answer_points.end(), [&](std::int64_t point) {
+      return scores[static_cast<std::size_t>(prompt * points + point)] == 1;
+    });
+  }
+  return static_cast<double>(right) / static_cast<double>(prompts);
+}
+
 double sorted_quantile(std::span<const double> sorted, double q) {
   if (sorted.empty()) return kNaN;
   const double position = q * static_cast<double>(sorted.size() - 1);

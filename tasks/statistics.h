@@ -43,6 +43,12 @@ struct ScoreSummary {
 /// Means of the positions' means; positions without a scored prompt are left out, and a mean over none is NaN.
 [[nodiscard]] ScoreSummary summarize(const PositionStatistics& statistics);
 
+/// The share of prompts whose scores at all of these points are 1.
+///   scores  [prompts, points]
+/// Throws ArgumentError if sizes do not match or a point lies outside of a prompt.
+[[nodiscard]] double answer_accuracy(std::span<const double> scores, std::int64_t prompts, std::int64_t points,
+                                     std::span<const std::int64_t> answer_points);
+
 /// The q-quantile of sorted values, linear between order statistics: position q (n - 1).
 [[nodiscard]] double sorted_quantile(std::span<const double> sorted, double q);
 

@@ -50,6 +50,9 @@ struct Prompt {
   // Tasks where not every point counts, or not every y-token is (y, 0, ..., 0):
   std::vector<std::uint8_t> scored_points;  // [points], 1 = the point counts; empty: all do
   std::vector<float> y_vectors;             // [points, dim], the y-tokens; empty: each is (y, 0, ..., 0)
+  // Tasks whose prediction at position i is made for another point than x_i, after the points 0 .. i-1 all the same:
+  std::vector<float> queries;       // [points, dim]; empty: the xs
+  std::vector<float> query_labels;  // [points]; empty: the ys
   // Tasks on token ids, instead of xs and ys:
   std::vector<std::int32_t> ids;     // the whole sequence, targets included
   std::vector<std::int32_t> scored;  // positions at which a scored prediction is made, of the id after them
@@ -109,6 +112,9 @@ class Task {
   }
   /// "squared error", "accuracy".
   [[nodiscard]] virtual std::string_view score_name() const { return "squared error"; }
+  /// Points that make up a prompt's answer, in tasks whose scores are 1 and 0: a prompt is answered where the scores at
+  /// all of them are 1, and the share of prompts that are is the evaluation's accuracy. Empty: there is no such answer.
+  [[nodiscard]] virtual std::vector<std::int64_t> answer_points() const { return {}; }
   /// Names of the baselines this task is compared with.
   [[nodiscard]] virtual std::vector<std::string> baselines() const { return {}; }
   /// A token id as people read it; for tasks on token ids.

@@ -6,19 +6,18 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <map>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "engine/error.h"
 #include "engine/require.h"
+#include "train/checkpoint_files.h"
 #include "train/file_io.h"
-#include "train/json_lines.h"
-#include "train/safetensors.h"
 
 namespace graft {
 namespace {
@@ -26,133 +25,27 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int kFormat = 1;
-constexpr std::uint64_t kMaxManifest = 1U << 20U;
-constexpr std::uint64_t kMaxState = 1U << 28U;
-constexpr const char* kManifest = "manifest.json";
-constexpr const char* kModel = "model.safetensors";
-constexpr const char* kOptimizer = "optimizer.safetensors";
-constexpr const char* kState = "state.json";
-constexpr std::array<const char*, 3> kFiles = {kModel, kOptimizer, kState};
 constexpr const char* kLatest = "latest";
-constexpr std::string_view kPrefix = "step_";
-constexpr std::string_view kTemporary = ".tmp-";  // being written
-constexpr std::string_view kDisplaced = ".old-";  // being replaced or removed
-
-/// The n of "step_<n>", written without leading zeros; none for any other name.
-std::optional<std::int64_t> step_of_name(std::string_view name) {
-  if (!name.starts_with(kPrefix)) return std::nullopt;
-  const std::string_view digits = name.substr(kPrefix.size());
-  std::int64_t step = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), step);
-  if (error != std::errc{} || end != digits.data() + digits.size() || step < 0) return std::nullopt;
-  if (fmt::format("{}", step) != digits) return std::nullopt;
-  return step;
-}
+constexpr std::string_view kTemporary = ".tmp-";          // being written
+constexpr std::string_view kDisplaced = ".old-";          // being replaced or removed
+constexpr std::string_view kHalfLatest = ".latest.tmp-";  // see replace_text_file()
+constexpr std::string_view kAbandoned = "abandoned_";
 
 std::optional<std::int64_t> step_of_path(const fs::path& path) { return step_of_name(path.filename().string()); }
 
-std::string name_of_step(std::int64_t step) { return fmt::format("{}{}", kPrefix, step); }
-
-/// The same name for a checkpoint however its path is written ("ckpt/step_5/").
-fs::path without_trailing_slash(const fs::path& path) { return path.has_filename() ? path : path.parent_path(); }
-
-std::string checksum_of(json manifest) {
-  manifest.erase("checksum");
-  return digest_of_text(manifest.dump()).xxh3_128;  // object keys are sorted: one text for one content
-}
-
-/// The manifest of a checkpoint, whose own checksum and form are right.
-json read_manifest(const fs::path& checkpoint) {
-  const fs::path path = checkpoint / kManifest;
-  const json manifest = json::parse(read_text_file(path, kMaxManifest), nullptr, /*allow_exceptions=*/false);
-  const auto fail = [&](const char* what) { throw DataError(fmt::format("checkpoint: {}: {}", path.string(), what)); };
-  if (!manifest.is_object() || !manifest.contains("checksum")) fail("not a manifest");
-  if (manifest["checksum"] != checksum_of(manifest)) fail("its checksum is wrong: the file is damaged");
-  if (manifest.value("format", json()) != kFormat) {
-    fail("written in another format; this program reads format 1");
-  }
-  const auto files = manifest.find("files");
-  if (files == manifest.end() || !files->is_object()) fail("does not list the files");
-  for (const char* name : kFiles) {
-    const auto file = files->find(name);
-    if (file == files->end() || !file->is_object() || !file->value("bytes", json()).is_number_unsigned() ||
-        !file->value("xxh3_128", json()).is_string()) {
-      throw DataError(fmt::format("checkpoint: {}: does not describe {}", path.string(), name));
-    }
-  }
-  const json step = manifest.value("step", json());
-  if (!step.is_number_integer()) fail("has no step");
-  // A directory that a person copied under another name stays readable; a renamed step is a mistake.
-  const auto named = step_of_path(checkpoint);
-  if (named && step != *named) fail("holds another step than the directory's name says");
-  return manifest;
-}
-
-void check_size(const json& manifest, const fs::path& checkpoint, const char* name) {
-  const auto expected = manifest["files"][name]["bytes"].get<std::uint64_t>();
-  const std::uint64_t actual = InputFile(checkpoint / name).size();
-  if (actual != expected) {
-    throw DataError(
-        fmt::format("checkpoint: {}: {} bytes, expected {}", (checkpoint / name).string(), actual, expected));
-  }
-}
-
-void check_content(const json& manifest, const fs::path& checkpoint, const char* name) {
-  check_size(manifest, checkpoint, name);
-  const auto expected = manifest["files"][name]["xxh3_128"].get<std::string>();
-  const std::string actual = digest_of_file(checkpoint / name).xxh3_128;
-  if (actual != expected) {
-    throw DataError(fmt::format("checkpoint: {}: XXH3-128 is {}, expected {}: the file is damaged",
-                                (checkpoint / name).string(), actual, expected));
-  }
-}
-
-std::vector<CheckpointTensor> read_tensors(const fs::path& path) {
-  const SafetensorsFile file(path);
-  std::vector<CheckpointTensor> tensors;
-  tensors.reserve(file.tensors().size());
-  for (const SafetensorsEntry& entry : file.tensors()) {
-    tensors.push_back({entry.name, entry.dtype, entry.shape, std::vector<std::byte>(entry.end - entry.begin)});
-    file.read(entry, tensors.back().data);
-  }
-  return tensors;
-}
-
-FileDigest write_tensors(const fs::path& path, const std::vector<CheckpointTensor>& tensors, std::int64_t step) {
-  std::vector<SafetensorsDeclaration> declarations;
-  std::map<std::string_view, const CheckpointTensor*> by_name;
-  for (const CheckpointTensor& tensor : tensors) {
-    const std::size_t expected = static_cast<std::size_t>(tensor.shape.elements()) * size_of(tensor.dtype);
-    require(tensor.data.size() == expected, "checkpoint: tensor '{}' has {} bytes, expected {} for {} {}", tensor.name,
-            tensor.data.size(), expected, name_of(tensor.dtype), tensor.shape.str());
-    declarations.push_back({tensor.name, tensor.dtype, tensor.shape});
-    by_name[tensor.name] = &tensor;
-  }
-  SafetensorsWriter writer(path, std::move(declarations), {{"producer", "graft"}, {"step", fmt::format("{}", step)}});
-  for (const auto& declaration : writer.order()) writer.append(declaration.name, by_name.at(declaration.name)->data);
-  return writer.finish();
-}
-
-FileDigest write_text(const fs::path& path, std::string_view text) {
-  OutputFile file(path);
-  file.append(text);
-  return file.finish();
-}
-
-/// An upper bound of what a checkpoint takes: tensors, a generous header for each, state and directory.
-std::uint64_t bytes_needed(const CheckpointData& data) {
-  std::uint64_t bytes = 64 * 1024 + 2 * data.state.dump(1, ' ', false, json::error_handler_t::replace).size();
-  for (const auto* tensors : {&data.model, &data.optimizer}) {
-    for (const CheckpointTensor& tensor : *tensors) bytes += tensor.data.size() + tensor.name.size() + 256;
-  }
-  return bytes;
-}
-
+/// Of the directory, or of the nearest one above that exists.
 std::uint64_t available_on_disk(const fs::path& directory) {
+  fs::path existing = fs::absolute(directory);
+  std::error_code error;
+  while (!fs::exists(existing, error) && existing.has_relative_path()) existing = existing.parent_path();
   struct statvfs status {};
-  if (::statvfs(directory.c_str(), &status) != 0) throw_system_error("cannot ask for free space of", directory, errno);
+  if (::statvfs(existing.c_str(), &status) != 0) throw_system_error("cannot ask for free space of", existing, errno);
   return static_cast<std::uint64_t>(status.f_bavail) * status.f_frsize;
+}
+
+/// Which of two scores is better; the later checkpoint if they are equal.
+bool at_least_as_good(const CheckpointScore& score, const CheckpointScore& than) {
+  return score.higher_is_better ? score.value >= than.value : score.value <= than.value;
 }
 
 }  // namespace
@@ -162,54 +55,60 @@ CheckpointDirectory::CheckpointDirectory(const fs::path& directory, CheckpointOp
   if (!options_.available_bytes) options_.available_bytes = available_on_disk;
 }
 
-fs::path CheckpointDirectory::save(const CheckpointData& data) {
-  require(data.step >= 0, "checkpoint: step {}, expected none below 0", data.step);
-  const fs::path target = directory_ / name_of_step(data.step);
-  const fs::path temporary = directory_ / fmt::format("{}{}-{}", kTemporary, name_of_step(data.step), ::getpid());
+std::uint64_t CheckpointDirectory::bytes_needed(const CheckpointView& content) {
+  // Tensors, a generous header for each, state and directory.
+  std::uint64_t bytes = 64 * 1024 + 2 * content.state.dump(1, ' ', false, json::error_handler_t::replace).size();
+  for (const auto* tensors : {&content.model, &content.optimizer}) {
+    for (const CheckpointTensorView& tensor : *tensors) bytes += tensor.bytes() + tensor.name.size() + 256;
+  }
+  return bytes;
+}
+
+std::uint64_t CheckpointDirectory::bytes_available() const { return options_.available_bytes(directory_); }
+
+SavedCheckpoint CheckpointDirectory::save(const CheckpointView& content) {
+  require(content.step >= 0, "checkpoint: step {}, expected none below 0", content.step);
+  SavedCheckpoint saved{directory_ / name_of_step(content.step), find_nonfinite(content)};
+  const fs::path temporary = directory_ / fmt::format("{}{}-{}", kTemporary, name_of_step(content.step), ::getpid());
+  std::string room;
+  bool complete = false;
   try {
     if (fs::create_directories(directory_))
       sync_directory(directory_.has_parent_path() ? directory_.parent_path() : ".");
+    // What looks left over may be what a rename that is not on the disk yet has replaced.
+    sync_directory(directory_);
     remove_leftovers();
-    const std::uint64_t needed = bytes_needed(data);
-    const std::uint64_t available = options_.available_bytes(directory_);
-    if (needed > available) {
-      throw EnvironmentError(fmt::format("{} bytes are needed in {} and {} are available; free some space", needed,
-                                         directory_.string(), available));
-    }
+    const std::uint64_t needed = bytes_needed(content);
+    const std::uint64_t available = bytes_available();
+    room = fmt::format("{} bytes are needed in {} and {} are available", needed, directory_.string(), available);
+    if (needed > available) throw EnvironmentError("the disk is full");
+    if (!saved.nonfinite.empty() && is_valid(saved.path)) return saved;
+    known_valid_.erase(saved.path);
     fs::create_directory(temporary);
-    write(data, temporary);
-    publish(temporary, target);
-    known_valid_.insert(target);
+    write_checkpoint(content, saved.nonfinite, temporary);
+    complete = true;
+    publish(temporary, saved.path);
   } catch (const ArgumentError&) {
     std::error_code ignored;
     fs::remove_all(temporary, ignored);
     throw;
   } catch (const std::exception& error) {  // ours, the file system library's, or out of memory
+    // Once complete, `temporary` may have become the name of the one that was replaced, and the replacement may not be
+    // on the disk: it waits for the next save, which makes sure.
     std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    throw EnvironmentError(fmt::format("checkpoint: step {} was not saved: {}", data.step, error.what()));
+    if (!complete || !fs::exists(saved.path, ignored)) fs::remove_all(temporary, ignored);
+    throw EnvironmentError(fmt::format("checkpoint: step {} was not saved: {}{}", content.step, error.what(),
+                                       room.empty() ? "" : fmt::format(" ({})", room)));
   }
+  if (!saved.nonfinite.empty()) return saved;
+  known_valid_.insert(saved.path);
   try {
-    replace_text_file(directory_ / kLatest, target.filename().string() + "\n");
+    replace_text_file(directory_ / kLatest, saved.path.filename().string() + "\n");
   } catch (const Error& error) {
     throw EnvironmentError(fmt::format("checkpoint: step {} is saved in {}, but `latest` does not name it: {}",
-                                       data.step, target.string(), error.what()));
+                                       content.step, saved.path.string(), error.what()));
   }
-  return target;
-}
-
-void CheckpointDirectory::write(const CheckpointData& data, const fs::path& into) const {
-  const auto describe = [](const FileDigest& digest) {
-    return json{{"bytes", digest.bytes}, {"xxh3_128", digest.xxh3_128}};
-  };
-  json manifest = {{"format", kFormat}, {"step", data.step}, {"files", json::object()}};
-  json& files = manifest["files"];
-  files[kModel] = describe(write_tensors(into / kModel, data.model, data.step));
-  files[kOptimizer] = describe(write_tensors(into / kOptimizer, data.optimizer, data.step));
-  files[kState] = describe(write_text(into / kState, with_finite_numbers(data.state).dump(1) + "\n"));
-  manifest["checksum"] = checksum_of(manifest);
-  write_text(into / kManifest, manifest.dump(1) + "\n");
-  sync_directory(into);
+  return saved;
 }
 
 void CheckpointDirectory::publish(const fs::path& from, const fs::path& to) const {
@@ -221,7 +120,8 @@ void CheckpointDirectory::publish(const fs::path& from, const fs::path& to) cons
   // Swapping is one operation: at no time is there no checkpoint of this step.
   if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) == 0) {
     sync_directory(directory_);
-    fs::remove_all(from);
+    std::error_code ignored;  // what cannot be removed now is a leftover for the next save
+    fs::remove_all(from, ignored);
     return;
   }
   if (errno != EINVAL && errno != ENOSYS && errno != EOPNOTSUPP) throw_system_error("cannot replace", to, errno);
@@ -234,32 +134,8 @@ void CheckpointDirectory::publish(const fs::path& from, const fs::path& to) cons
     throw_system_error("cannot create", to, reason);
   }
   sync_directory(directory_);
-  fs::remove_all(displaced);
-}
-
-CheckpointData CheckpointDirectory::load(const fs::path& path, CheckpointParts parts) {
-  const fs::path checkpoint = without_trailing_slash(path);
-  const json manifest = read_manifest(checkpoint);
-  CheckpointData data;
-  data.step = manifest["step"].get<std::int64_t>();
-  check_content(manifest, checkpoint, kState);
-  data.state = json::parse(read_text_file(checkpoint / kState, kMaxState), nullptr, /*allow_exceptions=*/false);
-  if (data.state.is_discarded()) {
-    throw DataError(fmt::format("checkpoint: {}: not JSON", (checkpoint / kState).string()));
-  }
-  check_content(manifest, checkpoint, kModel);
-  data.model = read_tensors(checkpoint / kModel);
-  if (parts == CheckpointParts::All) {
-    check_content(manifest, checkpoint, kOptimizer);
-    data.optimizer = read_tensors(checkpoint / kOptimizer);
-  }
-  return data;
-}
-
-void CheckpointDirectory::verify(const fs::path& path) {
-  const fs::path checkpoint = without_trailing_slash(path);
-  const json manifest = read_manifest(checkpoint);
-  for (const char* name : kFiles) check_content(manifest, checkpoint, name);
+  std::error_code ignored;
+  fs::remove_all(displaced, ignored);
 }
 
 fs::path CheckpointDirectory::latest_target() const {
@@ -302,6 +178,9 @@ std::optional<CheckpointData> CheckpointDirectory::load_latest(CheckpointReport*
   for (const fs::path& candidate : candidates) {
     try {
       CheckpointData data = load(candidate, parts);
+      if (!data.nonfinite.empty()) {
+        throw DataError(fmt::format("checkpoint: {}: {}: not finite", candidate.string(), data.nonfinite));
+      }
       told.loaded = candidate;
       return data;
     } catch (const Error& error) {
@@ -322,31 +201,37 @@ std::vector<CheckpointInfo> CheckpointDirectory::list() const {
   } catch (const DataError&) {  // then none of them is
   }
   std::vector<CheckpointInfo> infos;
+  CheckpointInfo* best = nullptr;
   for (const fs::path& path : by_step()) {
-    CheckpointInfo info;
+    CheckpointInfo& info = infos.emplace_back();
     info.path = path;
     info.latest = path == latest;
     info.step = step_of_path(path).value_or(-1);
     try {
       const json manifest = read_manifest(path);
       info.step = manifest["step"].get<std::int64_t>();
-      info.bytes = InputFile(path / kManifest).size();
-      for (const char* name : kFiles) {
-        check_size(manifest, path, name);
-        info.bytes += manifest["files"][name]["bytes"].get<std::uint64_t>();
-      }
+      info.score = score_in(manifest);
+      info.nonfinite = nonfinite_in(manifest);
+      check_sizes(manifest, path);
+      info.bytes = bytes_in(manifest, path);
     } catch (const Error& error) {
       info.problem = error.what();
     }
-    infos.push_back(std::move(info));
   }
+  for (CheckpointInfo& info : infos) {
+    if (!info.usable() || !info.score) continue;
+    if (best == nullptr || at_least_as_good(*info.score, *best->score)) best = &info;
+  }
+  if (best != nullptr) best->best = true;
   return infos;
 }
 
 bool CheckpointDirectory::is_valid(const fs::path& path) {
   if (known_valid_.contains(path)) return true;
   try {
-    verify(path);
+    const json manifest = read_manifest(path);
+    if (!nonfinite_in(manifest).empty()) return false;
+    check_contents(manifest, path);
   } catch (const Error&) {
     return false;
   }
@@ -354,52 +239,111 @@ bool CheckpointDirectory::is_valid(const fs::path& path) {
   return true;
 }
 
-std::vector<fs::path> CheckpointDirectory::prune(const RetentionPolicy& policy) {
+std::vector<fs::path> CheckpointDirectory::surplus(const RetentionPolicy& policy) {
   require(policy.keep_last >= 1, "checkpoint: keep_last is {}, expected at least 1", policy.keep_last);
   require(policy.permanent_every >= 0, "checkpoint: permanent_every is {}, expected 0 or more", policy.permanent_every);
+  const std::vector<CheckpointInfo> checkpoints = list();
+  // Those that cannot be used do not count among the last ones. They stay as long as no newer one can be used.
+  std::vector<fs::path> removed;
+  int usable = 0;
+  for (auto info = checkpoints.rbegin(); info != checkpoints.rend(); ++info) {
+    const bool permanent =
+        policy.permanent_every > 0 && info->usable() && info->step > 0 && info->step % policy.permanent_every == 0;
+    const bool kept = info->usable() ? usable < policy.keep_last : usable == 0;
+    if (!kept && !permanent && !info->latest && !info->best) removed.push_back(info->path);
+    if (info->usable()) ++usable;
+  }
+  if (removed.empty()) return removed;
+  const auto newest_valid = std::find_if(checkpoints.rbegin(), checkpoints.rend(),
+                                         [&](const CheckpointInfo& info) { return is_valid(info.path); });
+  if (newest_valid != checkpoints.rend()) std::erase(removed, newest_valid->path);
+  std::reverse(removed.begin(), removed.end());
+  return removed;
+}
+
+std::vector<fs::path> CheckpointDirectory::prune(const RetentionPolicy& policy) {
   remove_leftovers();
-  const std::vector<fs::path> checkpoints = by_step();
-  const auto keep = std::min(checkpoints.size(), static_cast<std::size_t>(policy.keep_last));
-  fs::path latest;
+  std::vector<fs::path> removed = surplus(policy);
+  for (const fs::path& path : removed) {
+    known_valid_.erase(path);
+    remove_tree(path);
+  }
+  return removed;
+}
+
+std::optional<AbandonedCheckpoints> CheckpointDirectory::set_aside_after(std::int64_t step) {
+  std::vector<fs::path> later;
+  fs::path newest;
+  for (const CheckpointInfo& info : list()) {
+    if (info.step > step || step_of_path(info.path).value_or(-1) > step) {
+      later.push_back(info.path);
+    } else if (info.usable()) {
+      newest = info.path;
+    }
+  }
+  if (later.empty()) return std::nullopt;
+  std::reverse(later.begin(), later.end());
+  AbandonedCheckpoints result;
   try {
-    latest = latest_target();
-  } catch (const DataError&) {  // damaged: nothing more to protect than the newest valid one
+    std::int64_t number = 1;
+    for (const AbandonedCheckpoints& earlier : abandoned()) {
+      const std::string name = earlier.directory.filename().string();
+      std::int64_t used = 0;
+      std::from_chars(name.data() + kAbandoned.size(), name.data() + name.size(), used);
+      number = std::max(number, used + 1);
+    }
+    result.directory = directory_ / fmt::format("{}{}", kAbandoned, number);
+    fs::create_directory(result.directory);
+    if (newest.empty()) {
+      fs::remove(directory_ / kLatest);
+    } else {
+      replace_text_file(directory_ / kLatest, newest.filename().string() + "\n");
+    }
+    // Newest first: wherever this ends, what is left is the beginning of the old branch, which can be continued.
+    for (const fs::path& path : later) {
+      known_valid_.erase(path);
+      const fs::path to = result.directory / path.filename();
+      fs::rename(path, to);
+      result.checkpoints.push_back(to);
+    }
+    sync_directory(result.directory);
+    sync_directory(directory_);
+  } catch (const fs::filesystem_error& error) {
+    throw_system_error("checkpoint: cannot set aside", error.path1(), error.code().value());
   }
-  std::vector<fs::path> surplus;
-  for (auto path = checkpoints.begin(); path != checkpoints.end() - static_cast<std::ptrdiff_t>(keep); ++path) {
-    const auto step = step_of_path(*path);
-    const bool permanent = policy.permanent_every > 0 && step && *step > 0 && *step % policy.permanent_every == 0;
-    if (!permanent && *path != latest) surplus.push_back(*path);
-  }
-  if (surplus.empty()) return {};
-  const auto newest_valid =
-      std::find_if(checkpoints.rbegin(), checkpoints.rend(), [&](const fs::path& path) { return is_valid(path); });
-  if (newest_valid != checkpoints.rend()) std::erase(surplus, *newest_valid);
-  for (const fs::path& path : surplus) remove(path);
-  return surplus;
+  std::reverse(result.checkpoints.begin(), result.checkpoints.end());
+  return result;
 }
 
-std::vector<fs::path> CheckpointDirectory::discard_after(std::int64_t step) {
-  std::vector<fs::path> discarded;
-  for (const fs::path& path : by_step()) {
-    if (step_of_path(path).value_or(-1) > step) discarded.push_back(path);
-  }
-  if (discarded.empty()) return discarded;
-  const fs::path remaining = directory_ / name_of_step(step);
-  if (fs::exists(remaining)) replace_text_file(directory_ / kLatest, remaining.filename().string() + "\n");
-  for (const fs::path& path : discarded) remove(path);
-  return discarded;
-}
-
-void CheckpointDirectory::remove(const fs::path& checkpoint) {
-  known_valid_.erase(checkpoint);
-  // Renamed first: half of a removed checkpoint must not look like one.
-  const fs::path name = checkpoint.filename();
-  const fs::path doomed = directory_ / fmt::format("{}remove-{}-{}", kTemporary, name.string(), ::getpid());
+std::vector<AbandonedCheckpoints> CheckpointDirectory::abandoned() const {
+  std::map<std::int64_t, AbandonedCheckpoints> found;
   std::error_code error;
-  fs::rename(checkpoint, doomed, error);
+  for (const auto& entry : fs::directory_iterator(directory_, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(kAbandoned)) continue;
+    std::int64_t number = 0;
+    const char* end = name.data() + name.size();
+    const auto [parsed, problem] = std::from_chars(name.data() + kAbandoned.size(), end, number);
+    if (problem != std::errc{} || parsed != end) continue;
+    found[number] = {entry.path(), CheckpointDirectory(entry.path()).by_step()};
+  }
+  if (error && error != std::errc::no_such_file_or_directory) {
+    throw_system_error("cannot list", directory_, error.value());
+  }
+  std::vector<AbandonedCheckpoints> result;
+  for (auto& [number, abandoned] : found) result.push_back(std::move(abandoned));
+  return result;
+}
+
+void CheckpointDirectory::remove(const AbandonedCheckpoints& abandoned) { remove_tree(abandoned.directory); }
+
+void CheckpointDirectory::remove_tree(const fs::path& path) const {
+  // Renamed first: half of a removed checkpoint must not look like one.
+  const fs::path doomed = directory_ / fmt::format("{}remove-{}-{}", kTemporary, path.filename().string(), ::getpid());
+  std::error_code error;
+  fs::rename(path, doomed, error);
   if (!error) fs::remove_all(doomed, error);
-  if (error) throw_system_error("checkpoint: cannot remove", checkpoint, error.value());
+  if (error) throw_system_error("checkpoint: cannot remove", path, error.value());
 }
 
 void CheckpointDirectory::remove_leftovers() const {
@@ -407,7 +351,7 @@ void CheckpointDirectory::remove_leftovers() const {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(directory_, error)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(kTemporary)) leftovers.push_back(entry.path());
+    if (name.starts_with(kTemporary) || name.starts_with(kHalfLatest)) leftovers.push_back(entry.path());
     if (!name.starts_with(kDisplaced)) continue;
     const std::string original = name.substr(kDisplaced.size(), name.rfind('-') - kDisplaced.size());
     // The replacement never arrived: the old one gets its name back.

@@ -144,6 +144,7 @@ int train(const TrainArguments& arguments) {
     if (checkpoint) {
       trainer.resume(*checkpoint, options.resume.mode == Resume::Mode::Path);
       fmt::print("continuing after step {}\n", checkpoint->step);
+      std::fflush(stdout);
     } else {
       session->initialize();
     }

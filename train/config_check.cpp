@@ -475,7 +475,7 @@ class Checker {
     const std::size_t end = std::min(characters.size(), begin + kLongestLine);
     std::string out = begin > 0 ? "..." : "";
     const std::size_t lead = out.size();
-    for (std::size_t i = begin; i < end; ++i) out += is_utf8(characters[i]) ? characters[i] : "?";
+    for (std::size_t i = begin; i < end; ++i) out += shown(characters[i]);
     if (end < characters.size()) out += "...";
     return {out, caret - begin + lead};
   }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 
@@ -44,6 +45,11 @@ std::string nearest_file(const std::string& path) {
 std::size_t first_bad_utf8(std::string_view text) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned>(static_cast<unsigned char>(text[i])); };
   for (std::size_t i = 0; i < text.size();) {
+    for (std::uint64_t eight = 0; i + sizeof(eight) <= text.size(); i += sizeof(eight)) {  // most text is ASCII
+      std::memcpy(&eight, text.data() + i, sizeof(eight));
+      if ((eight & 0x8080808080808080U) != 0) break;
+    }
+    if (i == text.size()) break;
     const unsigned lead = byte(i);
     const std::size_t length = lead < 0x80                   ? 1
                                : lead >= 0xc2 && lead < 0xe0 ? 2
@@ -65,9 +71,19 @@ bool is_utf8(std::string_view text) { return first_bad_utf8(text) == std::string
 
 std::string shown(std::string_view name, std::size_t longest) {
   std::string text;
-  for (const char c : name) {
-    const auto byte = static_cast<unsigned char>(c);
-    text += byte < 0x20 || byte == 0x7f ? '?' : c;
+  while (!name.empty()) {
+    const std::size_t good = std::min(first_bad_utf8(name), name.size());
+    for (std::size_t i = 0; i < good; ++i) {
+      const auto byte = static_cast<unsigned char>(name[i]);
+      if (byte == 0xc2 && static_cast<unsigned char>(name[i + 1]) < 0xa0) {  // U+0080 to U+009F
+        text += '?';
+        ++i;
+      } else {
+        text += byte < 0x20 || byte == 0x7f ? '?' : name[i];
+      }
+    }
+    if (good < name.size()) text += '?';
+    name.remove_prefix(std::min(good + 1, name.size()));
   }
   if (text.size() <= longest) return text;
   const auto boundary = [&](std::size_t i) {  // not inside a character

@@ -22,7 +22,7 @@ struct RawSetting {
   SettingValue value;          // std::monostate for what no setting can be: a date, a mixed array, a table
   std::string phrase;          // the value as messages say it: `the text "adam"`, `the integer 3`, `a date`
   bool is_table = false;
-  bool is_empty_array = false;  // fits every kind of array
+  bool is_empty_array = false;       // fits every kind of array
   std::vector<RawSetting> children;  // of a table; of an array its elements, which have no names
 };
 
@@ -64,7 +64,8 @@ struct RawOverride {
 [[nodiscard]] std::size_t first_bad_utf8(std::string_view text);
 [[nodiscard]] bool is_utf8(std::string_view text);
 
-/// A name as shown in messages: long ones shortened in the middle, control characters replaced.
+/// A name as shown in messages: UTF-8, long ones shortened in the middle, control characters and
+/// bytes that are no character replaced.
 [[nodiscard]] std::string shown(std::string_view name, std::size_t longest = 64);
 
 }  // namespace graft

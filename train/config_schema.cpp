@@ -173,8 +173,11 @@ std::vector<SettingKey> common_keys() {
           .with_default(16)
           .between(1, 1 << 24)
           .in("positions"),
-      SettingKey::number("eval.stop_above",
-                         "ends the run at the first evaluation whose mean score is at least this (accuracies)")
+      SettingKey::number(
+          "eval.stop_above",
+          "ends the run at the first evaluation whose mean score is at least this (accuracies); in tasks "
+          "with an answer of several points, whose share of right answers is, unless eval.stop_from or "
+          "_to is given")
           .elsewhere_called({"early_stop", "early_stopping", "target"}),
       SettingKey::number("eval.stop_below",
                          "ends the run at the first evaluation whose mean score is at most this (errors)"),
@@ -317,10 +320,11 @@ void check_common(const Settings& settings, SettingMistakes& mistakes) {
 
   const std::int64_t every = settings.integer("schedule.every");
   if (every != 1 && settings.text("schedule.name") == "constant") {
-    mistakes.add({"schedule.every", "schedule.name"},
-                 fmt::format("{} has no effect with schedule.name = \"constant\"; leave it out, or let the learning rate "
-                             "fall",
-                             every));
+    mistakes.add(
+        {"schedule.every", "schedule.name"},
+        fmt::format("{} has no effect with schedule.name = \"constant\"; leave it out, or let the learning rate "
+                    "fall",
+                    every));
   }
 
   const std::int64_t prompts = settings.integer("eval.prompts");

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <optional>
 #include <string>
@@ -69,25 +70,38 @@ std::optional<ConfigMistake> refuse_structure(std::string_view text, const std::
   int dots = 0;
   bool in_header = false;
   bool line_is_blank = true;  // so far
+  bool after_equals = false;  // on this line, or in this inline table
+  std::array<char, kDeepestBrackets + 1> open{};
+  // The parser takes a quote in the middle of a word for part of the word, and goes on to the word's end before it
+  // complains: what stands there must not be taken for a string that can hold anything.
+  const auto opens_string = [&](std::size_t i) {
+    const char before = i == 0 ? '\n' : text[i - 1];
+    const bool value = depth > 0 && open[static_cast<std::size_t>(depth) - 1] == '[' ? !in_header : after_equals;
+    return std::string_view(" \t\r\n=[{,").find(before) != std::string_view::npos || (before == '.' && !value);
+  };
   for (std::size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
     if (c == '#') {
       i = std::min(text.find('\n', i), text.size()) - 1;
       continue;
     }
-    if (c == '"' || c == '\'') {
+    if ((c == '"' || c == '\'') && opens_string(i)) {
       const std::string_view triple = c == '"' ? "\"\"\"" : "'''";
       const bool multi_line = text.substr(i).starts_with(triple);
       std::size_t end = i + (multi_line ? 3 : 1);
       while (end < text.size()) {
-        if (c == '"' && text[end] == '\\') {
-          end += 2;
-          continue;
-        }
-        if (multi_line ? text.substr(end).starts_with(triple) : text[end] == c || text[end] == '\n') break;
-        ++end;
+        if (!multi_line && text[end] == '\n') break;  // ends even where a backslash stands before it
+        if (multi_line ? text.substr(end).starts_with(triple) : text[end] == c) break;
+        end += c == '"' && text[end] == '\\' && (multi_line || text.substr(end + 1, 1) != "\n") ? 2 : 1;
       }
-      i = std::min(multi_line ? end + 2 : end, text.size() - 1);
+      if (end >= text.size()) return std::nullopt;
+      if (text[end] == '\n') {
+        i = end - 1;  // unclosed; the line's end still counts
+      } else {
+        i = multi_line ? end + 2 : end;
+        // Up to two quotes before the closing three belong to the text: """"a"""" is "a".
+        for (int more = 0; multi_line && more < 2 && i + 1 < text.size() && text[i + 1] == c; ++more) ++i;
+      }
       line_is_blank = false;
       continue;
     }
@@ -96,16 +110,24 @@ std::optional<ConfigMistake> refuse_structure(std::string_view text, const std::
       in_header = false;
       dots = 0;
       line_is_blank = true;
+      if (depth == 0) after_equals = false;
       continue;
     }
-    if (c == '[' || c == '{') {
+    if (c == '=') {
+      after_equals = true;
+    } else if (c == ',') {
+      if (depth > 0 && open[static_cast<std::size_t>(depth) - 1] == '{') after_equals = false;
+    } else if (c == '[' || c == '{') {
       in_header = in_header || (line_is_blank && depth == 0);
+      if (c == '{') after_equals = false;
+      open[static_cast<std::size_t>(depth)] = c;
       if (++depth > kDeepestBrackets) {
         return ConfigMistake{at_offset(label, text, i), "",
                              fmt::format("got brackets nested deeper than {}, expected a flat file", kDeepestBrackets)};
       }
     } else if (c == ']' || c == '}') {
       depth = std::max(0, depth - 1);
+      after_equals = true;
     } else if (c == '.') {
       if (++dots >= kMostParts) {
         return ConfigMistake{at_offset(label, text, i), "",
@@ -119,7 +141,7 @@ std::optional<ConfigMistake> refuse_structure(std::string_view text, const std::
       while (end < text.size() && (static_cast<unsigned char>(text[end]) & 0xc0U) == 0x80) ++end;
       return ConfigMistake{at_offset(label, text, i), "",
                            fmt::format("got {} outside of quotes, expected letters without accents and straight quotes",
-                                       text.substr(i, end - i))};
+                                       shown(text.substr(i, end - i)))};
     }
     if (c == '[' || c == '{' || c == ']' || c == '}' || c == '=' || c == ',') dots = 0;
     if (c != ' ' && c != '\t' && c != '\r') line_is_blank = false;
@@ -234,7 +256,7 @@ Parsed parse_quietly(std::string_view text) {
   } catch (const toml::parse_error& error) {
     parsed.line = std::max<std::size_t>(error.source().begin.line, 1);
     parsed.column = std::max(static_cast<int>(error.source().begin.column), 1);
-    parsed.why = std::string(error.description());
+    parsed.why = shown(error.description(), 400);  // it quotes the text as it stands, line breaks included
   } catch (const ParserSurprised&) {
     // It does not say where. It reads from the front: the shortest beginning that surprises it ends with the line.
     const std::vector<std::string> lines = lines_of(text);

@@ -36,6 +36,53 @@ std::vector<double> download(const Context& ctx, const Tensor& tensor, std::stri
   return values;
 }
 
+/// Scores [prompts, points] of an evaluation in which a prompt is several sequences, each with its score at one
+/// position, so that statistics draw prompts and not sequences.
+std::vector<double> folded(const std::vector<double>& scores, std::int64_t prompts, std::int64_t sequences,
+                           std::int64_t points) {
+  std::vector<double> result(static_cast<std::size_t>(prompts * points), kNotScored);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    const auto row = static_cast<std::int64_t>(i) / points;
+    const auto point = static_cast<std::int64_t>(i) % points;
+    if (scores[i] == kNotScored) continue;
+    result[static_cast<std::size_t>(row / (sequences / prompts) * points + point)] = scores[i];
+  }
+  return result;
+}
+
+/// Answers [prompts, points] of a baseline to the queries, each after the points before its position.
+std::vector<double> predict_queries(const Baseline& baseline, std::span<const float> xs, std::span<const float> ys,
+                                    std::span<const float> queries, std::int64_t prompts, std::int64_t points,
+                                    std::int64_t dim, PredictOptions options) {
+  const std::span<const std::uint8_t> wanted_anywhere = options.wanted;
+  std::vector<double> predictions(static_cast<std::size_t>(prompts * points), std::nan(""));
+  options.scored = {};
+  for (std::int64_t i = 0; i < points; ++i) {
+    if (wanted_anywhere[static_cast<std::size_t>(i)] == 0) continue;
+    const auto length = static_cast<std::size_t>(i + 1);
+    const auto width = static_cast<std::size_t>(dim);
+    std::vector<float> short_xs, short_ys;  // points 0 .. i-1, then the query
+    for (std::int64_t p = 0; p < prompts; ++p) {
+      const auto first = static_cast<std::size_t>(p * points);
+      const auto x = xs.subspan(first * width, (length - 1) * width);
+      const auto query = queries.subspan((first + length - 1) * width, width);
+      short_xs.insert(short_xs.end(), x.begin(), x.end());
+      short_xs.insert(short_xs.end(), query.begin(), query.end());
+      const auto y = ys.subspan(first, length);  // the last one is never looked at
+      short_ys.insert(short_ys.end(), y.begin(), y.end());
+    }
+    std::vector<std::uint8_t> wanted(length, 0);
+    wanted.back() = 1;
+    options.wanted = wanted;
+    const std::vector<double> answers = predict(baseline, short_xs, short_ys, prompts, i + 1, dim, options);
+    if (answers.empty()) return {};  // stopped
+    for (std::size_t p = 0; p < static_cast<std::size_t>(prompts); ++p) {
+      predictions[p * static_cast<std::size_t>(points) + length - 1] = answers[p * length + length - 1];
+    }
+  }
+  return predictions;
+}
+
 std::vector<std::string> baseline_selection(const Session& session, const Task& task) {
   const std::vector<std::string>& wanted = session.experiment().config.eval.baselines;
   if (wanted == std::vector<std::string>{"all"}) return task.baselines();
@@ -67,6 +114,7 @@ nlohmann::ordered_json EvaluationResult::json() const {
                      {"mean_all", summary.mean_all},
                      {"last", summary.last},
                      {"pooled", summary.pooled}};
+  if (accuracy) line["summary"]["accuracy"] = *accuracy;
   line["positions"] = positions.mean;
   line["standard_deviation"] = positions.standard_deviation;
   line["lower"] = positions.lower;
@@ -111,6 +159,13 @@ EvaluationResult Evaluator::run(std::int64_t step) {
   state_.write(ctx, fresh);
   if (!graph_->arena().planned()) graph_->plan();
   for (std::int64_t batch = 0; batch < batches; ++batch) {
+    if (stopped()) {
+      EvaluationResult partial;
+      partial.step = step;
+      partial.suite = suite_;
+      partial.interrupted = true;
+      return partial;
+    }
     if (graph_->captured()) {
       graph_->replay();
       continue;
@@ -119,27 +174,33 @@ EvaluationResult Evaluator::run(std::int64_t step) {
     if (experiment.config.train.capture) graph_->capture();
   }
 
-  const std::vector<double> scores = download(ctx, scores_, "scores");
+  std::vector<double> scores = download(ctx, scores_, "scores");
+  const std::int64_t prompts = experiment.config.eval.prompts;
+  if (sequences_ != prompts) scores = folded(scores, prompts, sequences_, task_.final_points());
   std::vector<std::uint8_t> scored(scores.size());
   for (std::size_t i = 0; i < scores.size(); ++i) scored[i] = scores[i] == kNotScored ? 0 : 1;
 
   EvaluationResult result;
   result.step = step;
   result.suite = suite_;
-  result.prompts = experiment.config.eval.prompts;
+  result.prompts = prompts;
   const auto resamples = static_cast<int>(experiment.config.eval.bootstrap);
   result.positions =
-      position_statistics(scores, sequences_, task_.final_points(),
+      position_statistics(scores, prompts, task_.final_points(),
                           {.resamples = std::max(resamples, 1), .seed = experiment.config.run.seed}, scored);
   if (resamples == 0) {  // no band was asked for
     result.positions.lower.clear();
     result.positions.upper.clear();
   }
   result.summary = summarize(result.positions);
+  if (const std::vector<std::int64_t> answer = task_.answer_points(); !answer.empty()) {
+    result.accuracy = answer_accuracy(scores, prompts, task_.final_points(), answer);
+  }
   if (!baselines_known_) {
     baselines_known_ = true;  // unless they are stopped
     baselines_ = load_or_compute_baselines();
   }
+  result.interrupted = !baselines_known_;
   result.baselines = baselines_;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
@@ -194,15 +255,30 @@ BaselineScores Evaluator::load_or_compute_baselines() {
   const std::int64_t dim = task.shape().input_width;
   std::vector<float> xs;
   std::vector<float> ys;
+  std::vector<float> queries;        // empty: the xs
+  std::vector<float> labels;         // of the queries
   std::vector<std::uint8_t> scored;  // empty: all are
   xs.reserve(static_cast<std::size_t>(prompts * points * dim));
   for (std::int64_t i = 0; i < prompts; ++i) {
+    if (stopped()) {
+      baselines_known_ = false;
+      return {};
+    }
     const Prompt prompt =
         task.prompt(experiment.config.run.seed, RandomDomain::Evaluation, 0, static_cast<std::uint32_t>(i));
     xs.insert(xs.end(), prompt.xs.begin(), prompt.xs.end());
     ys.insert(ys.end(), prompt.ys.begin(), prompt.ys.end());
     scored.insert(scored.end(), prompt.scored_points.begin(), prompt.scored_points.end());
+    queries.insert(queries.end(), prompt.queries.begin(), prompt.queries.end());
+    const std::vector<float>& answers = prompt.queries.empty() ? prompt.ys : prompt.query_labels;
+    labels.insert(labels.end(), answers.begin(), answers.end());
   }
+  require(
+      xs.size() == static_cast<std::size_t>(prompts * points * dim) &&
+          ys.size() == static_cast<std::size_t>(prompts * points),
+      "eval.baselines: {} inputs and {} labels in {} prompts, expected {} points of {} dimensions in each: what this "
+      "task's prompts hold, baselines cannot read",
+      xs.size(), ys.size(), prompts, points, dim);
   BaselineScores scores;
   for (const std::string& name : baseline_selection(session_, task)) {
     const Baseline& baseline = find_baseline(name);
@@ -218,9 +294,11 @@ BaselineScores Evaluator::load_or_compute_baselines() {
       options.progress = report(name, asked);
     }
     options.wanted = wanted;
+    const auto inputs = values * static_cast<std::size_t>(dim);
     const std::vector<double> predictions =
-        predict(baseline, std::span(xs).first(values * static_cast<std::size_t>(dim)), std::span(ys).first(values),
-                asked, points, dim, options);
+        queries.empty()
+            ? predict(baseline, std::span(xs).first(inputs), std::span(ys).first(values), asked, points, dim, options)
+            : predict_queries(baseline, xs, ys, queries, asked, points, dim, options);
     if (predictions.empty()) {  // stopped
       baselines_known_ = false;
       return scores;
@@ -229,7 +307,7 @@ BaselineScores Evaluator::load_or_compute_baselines() {
     for (std::size_t i = 0; i < predictions.size(); ++i) {
       const std::size_t position = i % wanted.size();
       if (wanted[position] == 0 || (!scored.empty() && scored[i] == 0)) continue;
-      means[position] += task.score(predictions[i], static_cast<double>(ys[i]));
+      means[position] += task.score(predictions[i], static_cast<double>(labels[i]));
       counts[position] += 1;
     }
     for (std::size_t i = 0; i < means.size(); ++i) means[i] = counts[i] > 0 ? means[i] / counts[i] : std::nan("");
@@ -269,7 +347,10 @@ std::string summary_table(const EvaluationResult& result, const std::string& mod
       fmt::format("{:<{}}  {:>10}", fmt::format("{} by examples seen", score_name), width + 8, "mean i>=1");
   width += 8;
   for (const std::size_t at : columns) header += fmt::format("  {:>9}", fmt::format("i={}", at));
-  std::string text = header + "\n" + std::string(header.size(), '-') + "\n";
+  std::string text = result.accuracy ? fmt::format("accuracy {}: share of {} prompts with the whole answer right\n",
+                                                   number(*result.accuracy), result.prompts)
+                                     : "";
+  text += header + "\n" + std::string(header.size(), '-') + "\n";
   const auto row = [&](const std::string& name, const std::vector<double>& values) {
     std::vector<double> counted;  // from the second position on
     for (const std::size_t i : scored) {

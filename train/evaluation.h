@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,8 +28,10 @@ struct EvaluationResult {
   std::int64_t prompts = 0;
   PositionStatistics positions;
   ScoreSummary summary;
+  std::optional<double> accuracy;  // share of prompts answered, where the task has answers: see Task::answer_points()
   BaselineScores baselines;
   double seconds = 0;
+  bool interrupted = false;  // by watch()'s `stop`: positions or baselines are missing
 
   /// The line of eval.jsonl.
   [[nodiscard]] nlohmann::ordered_json json() const;
@@ -46,8 +49,9 @@ class Evaluator {
 
   [[nodiscard]] EvaluationResult run(std::int64_t step);
 
-  /// Expensive baselines tell `say` from time to time how far they are, and leave the work to a later evaluation when
-  /// `stop` is true (this one is then without them). Either may be empty. Both are called from other threads too.
+  /// Expensive baselines tell `say` from time to time how far they are. When `stop` is true an evaluation ends as soon
+  /// as it can, with a result that says so, and a later one does its work. Either may be empty. Both are called from
+  /// other threads too.
   void watch(std::function<bool()> stop, std::function<void(const std::string&)> say);
 
  private:
@@ -55,6 +59,7 @@ class Evaluator {
   /// Tells say_ now and then how many prompts are done; empty without it.
   [[nodiscard]] std::function<void(std::int64_t)> report(const std::string& baseline, std::int64_t prompts) const;
   [[nodiscard]] std::string cache_key() const;
+  [[nodiscard]] bool stopped() const { return stop_ && stop_(); }
   Session& session_;
   std::string suite_;
   std::unique_ptr<Task> suite_task_;  // null: the experiment's own
@@ -71,7 +76,8 @@ class Evaluator {
   std::function<void(const std::string&)> say_;
 };
 
-/// The table a run ends with: each learner's error over positions, the model's with its bootstrap band.
+/// The table a run ends with: each learner's error over positions, the model's with its bootstrap band; above it the
+/// share of prompts answered, where the task has answers.
 [[nodiscard]] std::string summary_table(const EvaluationResult& result, const std::string& model_name,
                                         std::string_view score_name);
 

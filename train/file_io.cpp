@@ -30,11 +30,14 @@ std::string hexadecimal(XXH128_hash_t hash) {
   return text;
 }
 
-void write_all(int fd, const std::filesystem::path& path, std::span<const std::byte> bytes) {
+void write_all(int fd, const std::filesystem::path& path, std::uint64_t offset, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
-    const ssize_t written = ::write(fd, bytes.data(), std::min(bytes.size(), kMaxTransfer));
+    const ssize_t written =
+        ::pwrite(fd, bytes.data(), std::min(bytes.size(), kMaxTransfer), static_cast<off_t>(offset));
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) throw_system_error("cannot write", path, errno);
+    if (written == 0) throw_system_error("cannot write", path, ENOSPC);  // no reason given; asking again may not end
+    offset += static_cast<std::uint64_t>(written);
     bytes = bytes.subspan(static_cast<std::size_t>(written));
   }
 }
@@ -50,7 +53,8 @@ void throw_system_error(std::string_view what, const std::filesystem::path& path
 }
 
 InputFile::InputFile(std::filesystem::path path) : path_(std::move(path)) {
-  fd_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  // Without O_NONBLOCK, opening a pipe that nobody writes to waits for ever; regular files do not know it.
+  fd_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd_ < 0) {
     const int reason = errno;
     if (reason == ENOENT || reason == ENOTDIR) throw DataError(fmt::format("{}: no such file", path_.string()));
@@ -96,7 +100,7 @@ OutputFile::~OutputFile() {
 
 void OutputFile::append(std::span<const std::byte> bytes) {
   if (bytes.empty()) return;
-  write_all(fd_, path_, bytes);
+  write_all(fd_, path_, size_, bytes);
   XXH3_128bits_update(&hash_->state, bytes.data(), bytes.size());
   size_ += bytes.size();
 }

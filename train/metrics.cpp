@@ -13,9 +13,7 @@ void write_metrics_cpu(Stream&, const WriteMetrics& args) {
   const double loss =
       args.loss.dtype == DType::F64 ? *args.loss.as<double>() : static_cast<double>(*args.loss.as<float>());
   const StepState& state = *args.state;
-  args.ring[state.step % static_cast<std::uint64_t>(args.capacity)] = {static_cast<double>(state.step + 1), loss,
-                                                                       state.gradient_norm, state.learning_rate,
-                                                                       static_cast<double>(state.skipped)};
+  args.ring[state.step % static_cast<std::uint64_t>(args.capacity)] = metrics_row(state, loss);
 }
 
 void place_rows_cpu(Stream&, const PlaceRows& args) {

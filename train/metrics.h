@@ -19,8 +19,22 @@ struct MetricsRow {
   double loss = 0;
   double gradient_norm = 0;
   double learning_rate = 0;
-  double skipped = 0;  // updates left out so far
+  double skipped = 0;              // updates left out so far
+  double skipped_in_row = 0;       // of them, since the last that was applied
+  double first_bad = kNothingBad;  // StepState::first_bad of this step
+  [[nodiscard]] bool was_skipped() const { return skipped_in_row > 0; }
 };
+
+/// The row of the step that `state` is about to end.
+[[nodiscard]] GRAFT_HD inline MetricsRow metrics_row(const StepState& state, double loss) {
+  return {static_cast<double>(state.step + 1),
+          loss,
+          state.gradient_norm,
+          state.learning_rate,
+          static_cast<double>(state.skipped),
+          static_cast<double>(state.skipped_in_row),
+          static_cast<double>(state.first_bad)};
+}
 
 struct WriteMetrics {
   ConstView loss;  // [1] float32 or float64

@@ -18,6 +18,12 @@ namespace graft {
 /// Free-form strings of a file, under `__metadata__` in its header.
 using SafetensorsMetadata = std::map<std::string, std::string, std::less<>>;
 
+/// What the reader takes and the writer writes; files beyond it are refused before they cost time or memory. The names
+/// of the largest published models are a tenth as long, and their headers a hundredth.
+inline constexpr std::uint64_t kLargestSafetensorsHeader = 16U << 20U;  // bytes
+inline constexpr std::size_t kMostSafetensors = 100'000;                // tensors; also strings of metadata
+inline constexpr std::size_t kLongestTensorName = 1024;                 // bytes, at least one, no control characters
+
 /// A tensor to be written.
 struct SafetensorsDeclaration {
   std::string name;
@@ -33,7 +39,8 @@ struct SafetensorsDeclaration {
 /// Source: the format's description in huggingface/safetensors, README.
 class SafetensorsWriter {
  public:
-  /// Throws ArgumentError on a name given twice or reserved, EnvironmentError if the file cannot be written.
+  /// Throws ArgumentError on a name that is given twice, reserved or not one the reader takes, and on more tensors or a
+  /// longer header than it takes; EnvironmentError if the file cannot be written.
   SafetensorsWriter(const std::filesystem::path& path, std::vector<SafetensorsDeclaration> tensors,
                     const SafetensorsMetadata& metadata = {});
 
@@ -69,10 +76,13 @@ struct SafetensorsEntry {
   std::uint64_t end = 0;
 };
 
-/// Reads F64, F32, BF16, I64, I32, U8 and BOOL tensors. The whole header is checked when the file is opened; what is
-/// wrong is a DataError that names the file and the tensor: a header that is too long, not JSON or not of this
-/// form, an unknown dtype, more extents than a Shape holds, a size that overflows or does not match its bytes,
-/// tensors that overlap or leave a gap, bytes behind the last one, a name given twice.
+/// Reads F64, F32, BF16, I64, I32, U8 and BOOL tensors. The whole header is checked when the file is opened, in time
+/// and memory that its size bounds; nothing is believed that the file's size does not bear out. What is wrong is a
+/// DataError that names the file and, where there is one, the tensor: a header that is too long, not JSON, or nested
+/// otherwise than tensors are; a name that is empty, too long, given twice or has control characters; an unknown
+/// dtype; fields missing, given twice or unknown; numbers that are negative, fractions or too large; more extents than
+/// a Shape holds, a size that overflows or does not match its bytes; tensors that overlap or leave a gap, bytes behind
+/// the last one; more than kMostSafetensors of them.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::filesystem::path& path);
@@ -102,10 +112,15 @@ class SafetensorsFile {
   }
 
  private:
+  struct NameIndex {
+    std::uint64_t hash = 0;  // of the name
+    std::size_t tensor = 0;
+  };
   void check_dtype(const SafetensorsEntry& tensor, DType expected) const;
+  void index_names(const std::string& label);
   InputFile file_;
   std::vector<SafetensorsEntry> tensors_;
-  std::map<std::string, std::size_t, std::less<>> by_name_;
+  std::vector<NameIndex> by_name_;  // sorted
   SafetensorsMetadata metadata_;
   std::uint64_t data_begin_ = 0;
 };

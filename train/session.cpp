@@ -7,24 +7,12 @@
 
 #include "engine/require.h"
 #include "engine/stream.h"
+#include "train/host_snapshot.h"
 
 namespace graft {
 namespace {
 
 using Buffer = ParameterStore::Buffer;
-
-CheckpointTensor pack(const std::string& name, const Shape& shape, DType dtype, const std::vector<double>& values) {
-  CheckpointTensor tensor{name, dtype, shape, std::vector<std::byte>(values.size() * size_of(dtype))};
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    if (dtype == DType::F64) {
-      std::memcpy(tensor.data.data() + 8 * i, &values[i], 8);
-    } else {
-      const auto narrow = static_cast<float>(values[i]);
-      std::memcpy(tensor.data.data() + 4 * i, &narrow, 4);
-    }
-  }
-  return tensor;
-}
 
 std::vector<double> unpack(const CheckpointTensor& tensor) {
   std::vector<double> values(static_cast<std::size_t>(tensor.shape.elements()));
@@ -114,6 +102,7 @@ void Session::restore(const CheckpointData& checkpoint, bool with_optimizer) {
     state.seed = saved.at("seed").get<std::uint64_t>();
     state.updates = saved.at("updates").get<std::uint64_t>();
     state.skipped = saved.at("skipped").get<std::uint64_t>();
+    state.skipped_in_row = saved.value("skipped_in_row", 0U);  // checkpoints of the first versions lack it
     state.learning_rate = saved.at("learning_rate").get<double>();
     state.bias_correction1 = saved.at("bias_correction1").get<double>();
     state.bias_correction2 = saved.at("bias_correction2").get<double>();
@@ -124,27 +113,22 @@ void Session::restore(const CheckpointData& checkpoint, bool with_optimizer) {
 }
 
 CheckpointData Session::snapshot(const nlohmann::json& extra) const {
-  const ParameterStore& params = experiment_.params;
-  const DType dtype = ctx_.stream_dtype();
-  CheckpointData data;
-  for (const ParameterStore::Entry& entry : params.entries()) {
-    data.model.push_back(pack(entry.name, entry.shape, dtype, params.read(ctx_, entry, Buffer::Weights)));
-    data.optimizer.push_back(
-        pack("first_moment." + entry.name, entry.shape, dtype, params.read(ctx_, entry, Buffer::FirstMoments)));
-    data.optimizer.push_back(
-        pack("second_moment." + entry.name, entry.shape, dtype, params.read(ctx_, entry, Buffer::SecondMoments)));
-  }
-  const StepState state = state_->read(ctx_);
-  data.step = static_cast<std::int64_t>(state.step);
-  data.state = extra;
-  data.state["step_state"] = {{"step", state.step},
-                              {"seed", state.seed},
-                              {"updates", state.updates},
-                              {"skipped", state.skipped},
-                              {"learning_rate", state.learning_rate},
-                              {"bias_correction1", state.bias_correction1},
-                              {"bias_correction2", state.bias_correction2}};
-  return data;
+  HostSnapshot host(*this);
+  host.take();
+  host.wait();
+  const CheckpointView view = host.view(extra);
+  const auto copies = [](const std::vector<CheckpointTensorView>& tensors) {
+    std::vector<CheckpointTensor> result;
+    for (const CheckpointTensorView& tensor : tensors) {
+      result.push_back({tensor.name, tensor.dtype, tensor.shape, std::vector<std::byte>(tensor.bytes())});
+      for (std::size_t row = 0; row < tensor.rows; ++row) {
+        std::memcpy(result.back().data.data() + row * tensor.row_bytes, tensor.data + row * tensor.stride,
+                    tensor.row_bytes);
+      }
+    }
+    return result;
+  };
+  return {copies(view.model), copies(view.optimizer), view.state, view.step};
 }
 
 Device parse_device(std::string_view text, Precision precision) {

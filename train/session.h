@@ -21,7 +21,7 @@ class Session {
   Session& operator=(const Session&) = delete;
 
   [[nodiscard]] const Context& ctx() const { return ctx_; }
-  [[nodiscard]] Runtime& runtime() { return *runtime_; }
+  [[nodiscard]] Runtime& runtime() const { return *runtime_; }
   [[nodiscard]] const std::shared_ptr<AddressRange>& range() const { return range_; }
   [[nodiscard]] Experiment& experiment() { return experiment_; }
   [[nodiscard]] const Experiment& experiment() const { return experiment_; }
@@ -43,7 +43,7 @@ class Session {
   void initialize();
   /// Weights, moments and step state from a checkpoint. Throws DataError where names or shapes differ.
   void restore(const CheckpointData& checkpoint, bool with_optimizer);
-  /// The state of the run on the host; `extra` is merged into state.json.
+  /// The state of the run on the host, copied; `extra` is merged into state.json. See HostSnapshot for training.
   [[nodiscard]] CheckpointData snapshot(const nlohmann::json& extra) const;
 
   /// Worker threads as asked for; 0: all.

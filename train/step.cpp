@@ -13,7 +13,8 @@ Tensor outputs_of(const Context& ctx, const SequenceModel& model, const Batch& b
 
 }  // namespace
 
-void train_step(const Context& ctx, const StepParts& parts, std::int64_t points) {
+void train_step(const Context& outer, const StepParts& parts, std::int64_t points) {
+  const Context ctx = parts.intercept ? parts.intercept(outer) : outer;
   Batch batch = parts.task->sample(ctx, parts.examples, points);  // reads step and seed from device memory
   batch.output_columns = parts.model->output_columns();
   parts.params->begin_gradients();
@@ -22,7 +23,7 @@ void train_step(const Context& ctx, const StepParts& parts, std::int64_t points)
   const Tensor loss = parts.task->loss(recording, outputs_of(recording, *parts.model, batch), batch);
   static_cast<void>(tape.backward(ctx, loss, parts.params));
   parts.params->finish_gradients(ctx);
-  clip_by_global_norm(ctx, parts.params->gradients(), parts.optimizer.clip);  // leaves the scale on the device
+  clip_by_global_norm(ctx, parts.params->gradients(), parts.optimizer.clip, loss);  // leaves the scale on the device
   adam(ctx, *parts.params,
        {parts.optimizer.beta1, parts.optimizer.beta2, parts.optimizer.eps, parts.optimizer.weight_decay});
   parts.metrics->write(ctx, loss);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "engine/context.h"
@@ -31,6 +32,9 @@ struct StepParts {
   OptimizerConfig optimizer;
   Schedule schedule;
   Selection examples;  // what this rank draws of each step
+  /// Puts something between a step and its device: tests inject faults, the search for the first value that is not
+  /// finite watches every launch. Empty in an ordinary step.
+  std::function<Context(const Context&)> intercept = {};
 };
 
 /// One training step at `points` in-context points: sample, forward, backward, clip, update, log, advance. The same

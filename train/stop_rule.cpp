@@ -64,10 +64,16 @@ const RegisterSettings checks{{
 }  // namespace
 
 StopRule StopRule::of(const RunConfig& config) {
-  return {config.eval.stop_above, config.eval.stop_below, config.eval.stop_from.value_or(0), config.eval.stop_to};
+  const EvalTable& eval = config.eval;
+  StopRule rule{eval.stop_above, eval.stop_below, eval.stop_from.value_or(0), eval.stop_to};
+  if (rule.given() && !eval.stop_from && !eval.stop_to) {
+    rule.answers = !make_task(config.settings)->answer_points().empty();
+  }
+  return rule;
 }
 
-double StopRule::value(const std::vector<double>& means) const {
+double StopRule::value(const std::vector<double>& means, std::optional<double> accuracy) const {
+  if (answers) return accuracy.value_or(std::nan(""));
   const auto size = static_cast<std::int64_t>(means.size());
   const std::int64_t end = std::min(last.value_or(size - 1) + 1, size);
   double sum = 0;
@@ -81,15 +87,16 @@ double StopRule::value(const std::vector<double>& means) const {
   return count == 0 ? std::nan("") : sum / count;
 }
 
-bool StopRule::decided(const std::vector<double>& means) const {
+bool StopRule::decided(const std::vector<double>& means, std::optional<double> accuracy) const {
   if (!given()) return false;
-  const double now = value(means);
+  const double now = value(means, accuracy);
   return above ? now >= *above : now <= *below;  // false for NaN
 }
 
 std::string StopRule::str() const {
-  return fmt::format("mean over positions {}..{} {} {}", first, last ? std::to_string(*last) : "",
-                     above ? "at least" : "at most", above.value_or(below.value_or(0)));
+  const std::string what =
+      answers ? "accuracy" : fmt::format("mean over positions {}..{}", first, last ? std::to_string(*last) : "");
+  return fmt::format("{} {} {}", what, above ? "at least" : "at most", above.value_or(below.value_or(0)));
 }
 
 }  // namespace graft

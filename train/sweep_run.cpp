@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -317,8 +318,11 @@ RunStatus status_of(const SweepPoint& point, const fs::path& directory) {
       status.step = *status.evaluated;
       status.mean = number_of(line.at("summary").at("mean_from_second"));
       const std::vector<double> positions = numbers_of(line.at("positions"));
-      status.stop_value = point.stop.value(positions);
-      decided = point.stop.decided(positions);
+      const json& summary = line.at("summary");
+      std::optional<double> accuracy;
+      if (summary.contains("accuracy")) accuracy = number_of(summary.at("accuracy"));
+      status.stop_value = point.stop.value(positions, accuracy);
+      decided = point.stop.decided(positions, accuracy);
     }
     if (const json line = last_line(directory / "metrics.jsonl"); line.is_object()) {
       status.step = std::max(status.step, line.at("step").get<std::int64_t>());

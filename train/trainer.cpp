@@ -11,7 +11,9 @@
 #include "engine/error.h"
 #include "engine/stream.h"
 #include "engine/version.h"
+#include "train/file_io.h"
 #include "train/flops.h"
+#include "train/numerics.h"
 #include "train/signals.h"
 
 namespace graft {
@@ -20,7 +22,6 @@ namespace {
 constexpr std::int64_t kRingCapacity = 4096;
 constexpr std::int64_t kMostStepsInFlight = 1024;
 constexpr double kPollSeconds = 0.1;
-constexpr std::int64_t kMostNonfinite = 10;
 
 using Clock = std::chrono::steady_clock;
 
@@ -34,7 +35,10 @@ Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out, Trai
       stop_(StopRule::of(session.experiment().config)),
       metrics_(session.ctx(), session.runtime(), kRingCapacity),
       evaluator_(session, directory.path() / "baselines.json"),
-      checkpoints_(directory.checkpoints()) {
+      checkpoints_(directory.checkpoints()),
+      snapshot_(session),
+      writer_(checkpoints_, {static_cast<int>(session.experiment().config.checkpoint.keep),
+                             session.experiment().config.checkpoint.keep_every}) {
   const Experiment& experiment = session_.experiment();
   parts_ = {experiment.task.get(),
             experiment.model.get(),
@@ -42,7 +46,8 @@ Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out, Trai
             &metrics_,
             experiment.optimizer,
             experiment.schedule,
-            {RandomDomain::Train, experiment.config.train.batch, 0, false}};
+            {RandomDomain::Train, experiment.config.train.batch, 0, false},
+            options_.intercept};
 }
 
 void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
@@ -53,6 +58,17 @@ void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
         fmt::format("resume: the checkpoint of step {} belongs to a configuration with hash {}, this one's is {}",
                     checkpoint.step, saved_hash, hash));
   }
+  const auto at = static_cast<std::uint64_t>(checkpoint.step);
+  const nlohmann::json stage = {{"points", parts_.task->points_at(at)}, {"dims", parts_.task->dims_at(at)}};
+  if (const nlohmann::json saved = checkpoint.state.value("curriculum", stage); saved != stage) {
+    throw DataError(
+        fmt::format("resume: the checkpoint of step {} was at stage {} of the curriculum, this program is at {}",
+                    checkpoint.step, saved.dump(), stage.dump()));
+  }
+  const std::string device = session_.runtime().device_name();
+  if (const std::string saved = checkpoint.state.value("device", device); saved != device) {
+    moved_ = fmt::format("continues on {} what ran on {}: numbers agree up to rounding only", device, saved);
+  }
   branched_ = branched;
   session_.restore(checkpoint, true);
   first_step_ = checkpoint.step;
@@ -61,7 +77,8 @@ void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
   if (const auto rows = checkpoint.state.find("interval"); rows != checkpoint.state.end()) {
     for (const nlohmann::json& row : *rows) {
       interval_.push_back({number_of(row.at(0)), number_of(row.at(1)), number_of(row.at(2)), number_of(row.at(3)),
-                           number_of(row.at(4))});
+                           number_of(row.at(4)), row.size() > 5 ? number_of(row.at(5)) : 0,
+                           row.size() > 6 ? number_of(row.at(6)) : static_cast<double>(kNothingBad)});
     }
   }
 }
@@ -110,19 +127,30 @@ void Trainer::log_row(const MetricsRow& row) {
   const RunConfig& config = session_.experiment().config;
   const auto step = static_cast<std::int64_t>(row.step);
   last_loss_ = row.loss;
-  const bool finite = std::isfinite(row.loss) && std::isfinite(row.gradient_norm);
-  nonfinite_in_a_row_ = finite ? 0 : nonfinite_in_a_row_ + 1;
-  if (nonfinite_in_a_row_ >= kMostNonfinite) {
-    throw NumericsError(
-        fmt::format("step {}: loss {} and gradient norm {} are not finite, the tenth step in a row; lower "
-                    "optimizer.lr, or see the last checkpoint in {}",
-                    step, row.loss, row.gradient_norm, directory_.checkpoints().string()));
+  const auto skipped = [](const MetricsRow& each) { return each.was_skipped(); };
+  if (row.skipped_in_row >= kMostSkippedInRow) stop_for_numerics(row);
+  // One warning an interval: a run that skips now and then must not fill the screen.
+  if (row.was_skipped() && std::none_of(interval_.begin(), interval_.end(), skipped)) {
+    progress_->say(
+        fmt::format("graft: warning: step {}: update skipped, loss {:.4g}, gradient norm {:.4g}; the first that is not "
+                    "finite: {}; skipped so far: {}",
+                    step, row.loss, row.gradient_norm, bad_name(row), static_cast<std::int64_t>(row.skipped)));
   }
   interval_.push_back(row);
   if (step % config.train.log_every != 0 && step != config.train.steps) return;
   double loss = 0;
-  for (const MetricsRow& each : interval_) loss += each.loss;
-  loss /= static_cast<double>(interval_.size());
+  std::size_t finite = 0;  // one loss that is not would hide all others; `skipped` and `first_bad` tell of it
+  for (const MetricsRow& each : interval_) {
+    if (!std::isfinite(each.loss)) continue;
+    loss += each.loss;
+    ++finite;
+  }
+  loss = finite > 0 ? loss / static_cast<double>(finite) : std::nan("");
+  const auto bad = std::find_if(interval_.begin(), interval_.end(), skipped);
+  nlohmann::ordered_json first_bad;
+  if (bad != interval_.end()) {
+    first_bad = {{"step", static_cast<std::int64_t>(bad->step)}, {"tensor", bad_name(*bad)}};
+  }
   interval_.clear();
   const auto at = static_cast<std::uint64_t>(step - 1);
   nlohmann::ordered_json line;
@@ -134,10 +162,34 @@ void Trainer::log_row(const MetricsRow& row) {
   line["grad_norm"] = row.gradient_norm;
   line["lr"] = row.learning_rate;
   line["skipped"] = static_cast<std::int64_t>(row.skipped);
+  if (!first_bad.is_null()) line["first_bad"] = first_bad;
   line["points"] = parts_.task->points_at(at);
   line["dims"] = parts_.task->dims_at(at);
   line["steps_per_s"] = steps_per_second(step);
   append(*metrics_file_, metrics_waiting_, with_finite_numbers(line));
+}
+
+std::string Trainer::bad_name(const MetricsRow& row) const {
+  return first_bad_name(*parts_.params, static_cast<std::int64_t>(row.first_bad));
+}
+
+void Trainer::stop_for_numerics(const MetricsRow& row) {
+  const std::filesystem::path path = directory_.path() / "numerics.json";
+  std::string found;
+  try {
+    const auto guard = building();
+    NumericsReport report = examine_step(session_.ctx(), session_.range(), parts_);
+    report.json["loss"] = with_finite_numbers(nlohmann::ordered_json(row.loss));
+    found = report.origin;
+    replace_text_file(path, report.json.dump(2) + "\n");
+    found += fmt::format("; see {}", path.string());
+  } catch (const Error& error) {  // the run ends for its numbers, whatever hides where they come from
+    found += fmt::format("{}the report failed: {}", found.empty() ? "" : "; ", error.what());
+  }
+  throw NumericsError(fmt::format(
+      "step {}: loss {:.4g} and gradient norm {:.4g}, the {}th update in a row that had to be skipped; {}; "
+      "lower optimizer.lr (now {:.3g}) or optimizer.clip, or lengthen schedule.warmup, and start again",
+      static_cast<std::int64_t>(row.step), row.loss, row.gradient_norm, kMostSkippedInRow, found, row.learning_rate));
 }
 
 void Trainer::collect(bool drain) {
@@ -152,7 +204,10 @@ void Trainer::collect(bool drain) {
 bool Trainer::evaluate(std::int64_t step) {
   {
     const auto guard = evaluated_ ? std::unique_lock<std::mutex>() : building();
-    last_evaluation_ = evaluator_.run(step);
+    EvaluationResult result = evaluator_.run(step);
+    evaluation_interrupted_ = result.interrupted;
+    if (result.interrupted) return false;
+    last_evaluation_ = std::move(result);
     evaluated_ = true;
   }
   // a finished run that is run again has its line already
@@ -161,12 +216,14 @@ bool Trainer::evaluate(std::int64_t step) {
   const ScoreSummary& summary = last_evaluation_.summary;
   std::string line = fmt::format("eval at step {}: {} mean {:.4g}, last position {:.4g}", step,
                                  parts_.task->score_name(), summary.mean_from_second, summary.last);
+  if (last_evaluation_.accuracy) line += fmt::format(", whole answers {:.4g}", *last_evaluation_.accuracy);
   for (const auto& [name, values] : last_evaluation_.baselines) {
     if (name == "zero" || name == "least_squares") line += fmt::format("  ({} {:.4g})", name, values.back());
   }
   progress_->say(line);
-  if (!stop_.decided(last_evaluation_.positions.mean)) return false;
-  const double value = stop_.value(last_evaluation_.positions.mean);
+  const std::optional<double>& accuracy = last_evaluation_.accuracy;
+  if (!stop_.decided(last_evaluation_.positions.mean, accuracy)) return false;
+  const double value = stop_.value(last_evaluation_.positions.mean, accuracy);
   progress_->say(fmt::format("decided at step {}: {}, got {:.4g}", step, stop_.str(), value));
   directory_.update({{"stopped", {{"step", step}, {"rule", stop_.str()}, {"value", value}}}});
   return true;
@@ -188,51 +245,142 @@ void Trainer::append(JsonLines& file, std::deque<nlohmann::ordered_json>& waitin
   }
 }
 
-bool Trainer::save(std::int64_t step) {
-  if (step == last_saved_) return true;
+nlohmann::json Trainer::state_of_run(std::int64_t step) const {
   const RunConfig& config = session_.experiment().config;
   nlohmann::json rows = nlohmann::json::array();
   for (const MetricsRow& row : interval_) {
-    rows.push_back({row.step, row.loss, row.gradient_norm, row.learning_rate, row.skipped});
+    rows.push_back(
+        {row.step, row.loss, row.gradient_norm, row.learning_rate, row.skipped, row.skipped_in_row, row.first_bad});
   }
-  const nlohmann::json extra = {{"config_hash", config_hash8(config)},
-                                {"seed", config.run.seed},
-                                {"graft", build_info().git},
-                                {"device", session_.runtime().device_name()},
-                                {"metrics_bytes", metrics_file_->bytes()},
-                                {"eval_bytes", eval_file_->bytes()},
-                                {"interval", with_finite_numbers(rows)}};
+  const auto at = static_cast<std::uint64_t>(step);
+  return {{"config_hash", config_hash8(config)},
+          {"seed", config.run.seed},
+          {"graft", build_info().git},
+          {"cuda", build_info().cuda},
+          {"device", session_.runtime().device_name()},
+          {"curriculum", {{"points", parts_.task->points_at(at)}, {"dims", parts_.task->dims_at(at)}}},
+          {"examples", step * config.train.batch},  // the data position: every example is a function of seed and index
+          {"algorithms", "heuristic"},              // matrix products: the library's own choice, nothing is timed
+          {"metrics_bytes", metrics_file_->bytes()},
+          {"eval_bytes", eval_file_->bytes()},
+          {"interval", with_finite_numbers(rows)}};
+}
+
+std::optional<CheckpointScore> Trainer::score_at(std::int64_t step) const {
+  if (!evaluated_ || last_evaluation_.step != step) return std::nullopt;
+  const ScoreSummary& summary = last_evaluation_.summary;
+  const double mean = std::isfinite(summary.mean_from_second) ? summary.mean_from_second : summary.pooled;
+  const double value = last_evaluation_.accuracy.value_or(mean);
+  if (!std::isfinite(value)) return std::nullopt;
+  const std::string name(parts_.task->score_name());
+  return CheckpointScore{value, name, name == "accuracy"};
+}
+
+void Trainer::check_room() {
+  const RunConfig& config = session_.experiment().config;
+  if (first_step_ >= config.train.steps) return;
+  const std::uint64_t each = CheckpointDirectory::bytes_needed(snapshot_.view(nlohmann::json::object()));
+  const std::uint64_t available = checkpoints_.bytes_available();
+  const std::string where = checkpoints_.path().string();
+  if (each > available) {
+    throw EnvironmentError(
+        fmt::format("checkpoint: {} bytes are needed in {} and {} are available: nothing that is trained could be "
+                    "saved; free some space or choose another --run-dir",
+                    each, where, available));
+  }
+  // A new one is complete before an old one goes.
+  const auto most = static_cast<std::uint64_t>(config.checkpoint.every > 0 ? config.checkpoint.keep + 1 : 1);
+  const auto present = static_cast<std::uint64_t>(checkpoints_.list().size());
+  const std::uint64_t more = (most > present ? most - present : 1) * each;
+  if (more > available) {
+    progress_->say(
+        fmt::format("graft: warning: checkpoints will need {} more bytes in {} and {} are available; lower "
+                    "checkpoint.keep or free some space",
+                    more, where, available));
+  }
+}
+
+void Trainer::start_save(std::int64_t step) {
+  if (step == last_saved_) return;
+  last_started_ = step;
   try {
-    // What the checkpoint says was logged must be on the disk.
+    // What the checkpoint says was logged must be in the files; the writer's thread waits until it is on the disk.
     for (; !metrics_waiting_.empty(); metrics_waiting_.pop_front()) metrics_file_->append(metrics_waiting_.front());
     for (; !eval_waiting_.empty(); eval_waiting_.pop_front()) eval_file_->append(eval_waiting_.front());
-    metrics_file_->sync();
-    eval_file_->sync();
-    checkpoints_.save(session_.snapshot(extra));
   } catch (const EnvironmentError& error) {
-    // A disk that is full must not end a run: the last good checkpoint stays, and the next save tries again.
     save_problem_ = error.what();
     progress_->say(fmt::format("graft: warning: checkpoint of step {} not saved: {}", step, save_problem_));
-    return false;
+    return;
   }
-  last_saved_ = step;
-  try {
-    // The steps that a run gave up by going back to an earlier checkpoint go when the first new one is safe.
-    if (std::exchange(branched_, false)) checkpoints_.discard_after(step);
-    checkpoints_.prune({static_cast<int>(config.checkpoint.keep), config.checkpoint.keep_every});
-  } catch (const EnvironmentError& error) {
-    progress_->say(fmt::format("graft: warning: an old checkpoint could not be removed: {}", error.what()));
+  writer_.wait();  // until then the snapshot is in use
+  report_saves();
+  snapshot_.take();
+  writer_.start({step, [this, state = state_of_run(step), score = score_at(step)] {
+                   metrics_file_->sync();
+                   eval_file_->sync();
+                   snapshot_.wait();
+                   CheckpointView content = snapshot_.view(state);
+                   content.score = score;
+                   return content;
+                 }});
+}
+
+void Trainer::report_saves() {
+  for (const CheckpointWriter::Report& report : writer_.take_reports()) {
+    if (!report.problem.empty()) {
+      // A disk that is full must not end a run: the last good checkpoint stays.
+      save_problem_ = report.problem;
+      progress_->say(fmt::format("graft: warning: checkpoint of step {} not saved: {}; {}", report.step, report.problem,
+                                 report.final ? "training goes on with the last good one" : "trying again"));
+    } else if (!report.nonfinite.empty()) {
+      last_nonfinite_ = report.step;
+      progress_->say(
+          fmt::format("graft: warning: checkpoint of step {} is not finite ({}): kept to be looked at, but a "
+                      "resume takes an earlier one",
+                      report.step, report.nonfinite));
+    } else {
+      last_saved_ = report.step;
+      if (!std::exchange(save_problem_, {}).empty()) {
+        progress_->say(fmt::format("checkpoint of step {} saved, after a save that failed", report.step));
+      }
+    }
+    if (!report.not_pruned.empty()) {
+      progress_->say(fmt::format("graft: warning: an old checkpoint could not be removed: {}", report.not_pruned));
+    }
   }
-  return true;
+}
+
+bool Trainer::save_and_wait(std::int64_t step) {
+  if (step != last_started_) start_save(step);
+  writer_.wait();
+  report_saves();
+  if (step == last_saved_) return true;
+  if (step == last_nonfinite_) {
+    throw NumericsError(
+        fmt::format("step {}: the weights or moments are not finite; lower optimizer.lr, or continue "
+                    "from an earlier checkpoint in {}",
+                    step, directory_.checkpoints().string()));
+  }
+  return false;
 }
 
 TrainingOutcome Trainer::run() {
   const RunConfig& config = session_.experiment().config;
+  // Before anything of the old branch is cut: a crash from here on must find no later checkpoint to continue from.
+  std::optional<AbandonedCheckpoints> abandoned;
+  if (std::exchange(branched_, false)) abandoned = checkpoints_.set_aside_after(first_step_);
   truncate_json_lines(directory_.metrics(), first_step_);
   last_evaluated_ = truncate_json_lines(directory_.evaluations(), first_step_).last_step;
   metrics_file_ = std::make_unique<JsonLines>(directory_.metrics());
   eval_file_ = std::make_unique<JsonLines>(directory_.evaluations());
   progress_ = std::make_unique<Progress>(out_, first_step_, config.train.steps);
+  if (abandoned) {
+    progress_->say(
+        fmt::format("{} checkpoints after step {} are set aside in {}; `graft ckpt gc --abandoned` removes them",
+                    abandoned->checkpoints.size(), first_step_, abandoned->directory.string()));
+  }
+  if (!moved_.empty()) progress_->say(moved_);
+  check_room();
   std::optional<SignalGuard> signals;
   if (options_.guards_signals) signals.emplace();
   evaluator_.watch([] { return SignalGuard::received() != 0; },
@@ -245,10 +393,15 @@ TrainingOutcome Trainer::run() {
   std::int64_t step = first_step_;
   // A run that ended early and is run again is found decided by the same evaluation.
   bool evaluated = stop_.given() && step > 0 && step < config.train.steps && last_evaluated_ == step;
+  // One that was interrupted, or is asked for by a changed eval.every, is made up for.
+  if (step > 0 && step < config.train.steps && due(step, config.eval.every) && last_evaluated_ != step) {
+    evaluated = true;
+  }
   bool decided = evaluated && evaluate(step);
   while (step < config.train.steps && !decided && SignalGuard::received() == 0) {
     step_once(step);
     ++step;
+    report_saves();
     const bool boundary =
         due(step, config.eval.every) || due(step, config.checkpoint.every) || step == config.train.steps;
     const Clock::time_point now = Clock::now();
@@ -262,7 +415,8 @@ TrainingOutcome Trainer::run() {
     }
     evaluated = due(step, config.eval.every);
     decided = evaluated && evaluate(step);
-    if (due(step, config.checkpoint.every)) save(step);
+    // The last one waits for its evaluation and is not written in the background.
+    if (due(step, config.checkpoint.every) && step < config.train.steps && !decided) start_save(step);
   }
   metrics_.request(session_.ctx(), static_cast<std::uint64_t>(step));
   collect(true);
@@ -271,8 +425,9 @@ TrainingOutcome Trainer::run() {
   outcome.step = step;
   outcome.signal = step < config.train.steps && !decided ? SignalGuard::received() : 0;
   if (outcome.signal == 0 && !evaluated) decided = evaluate(step);
+  if (evaluation_interrupted_) outcome.signal = SignalGuard::received();
   outcome.stopped = decided;
-  if (!save(step)) {
+  if (!save_and_wait(step)) {
     throw EnvironmentError(
         fmt::format("step {} is not saved: {}; make room and run the same command to continue from step {}", step,
                     save_problem_, std::max<std::int64_t>(last_saved_, 0)));

@@ -4,15 +4,19 @@
 #include <cstdint>
 #include <cstdio>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "engine/step_graph.h"
 #include "train/checkpoint.h"
+#include "train/checkpoint_writer.h"
 #include "train/evaluation.h"
+#include "train/host_snapshot.h"
 #include "train/json_lines.h"
 #include "train/metrics.h"
 #include "train/progress.h"
@@ -37,6 +41,7 @@ struct TrainerOptions {
   /// Held while graphs are built and captured. Runs that share a GPU share it: opening and closing a session waits for
   /// the whole device, which breaks a capture that is under way in another thread.
   std::mutex* building = nullptr;
+  std::function<Context(const Context&)> intercept = {};  // StepParts::intercept; tests inject faults with it
 };
 
 /// When to warm up, capture, evaluate and save; no arithmetic. One graph for each number of points: the first step of a
@@ -45,8 +50,9 @@ class Trainer {
  public:
   Trainer(Session& session, RunDirectory& directory, std::FILE* out, TrainerOptions options = {});
 
-  /// Continues from a checkpoint. Throws ConfigError if it belongs to another configuration. `branched`: the run may
-  /// hold later ones, which are given up once the first new one is saved.
+  /// Continues from a checkpoint. Throws ConfigError if it belongs to another configuration, DataError if it was
+  /// elsewhere in the curriculum than this program would be. `branched`: the run may hold later ones, which run() sets
+  /// aside before it trains, so that nothing continues from them by mistake.
   void resume(const CheckpointData& checkpoint, bool branched = false);
   [[nodiscard]] TrainingOutcome run();
 
@@ -54,11 +60,23 @@ class Trainer {
   void step_once(std::int64_t step);
   void collect(bool drain);
   void log_row(const MetricsRow& row);
-  /// Whether the run is decided.
+  [[nodiscard]] std::string bad_name(const MetricsRow& row) const;
+  /// Ends the run: finds out where the numbers come from, writes numerics.json and throws NumericsError.
+  [[noreturn]] void stop_for_numerics(const MetricsRow& row);
+  /// Whether the run is decided. A signal may leave the evaluation undone: then a resume starts with it.
   bool evaluate(std::int64_t step);
   [[nodiscard]] std::unique_lock<std::mutex> building() const;
-  /// Whether the checkpoint was written. If not, the last good one stays and a warning is printed.
-  bool save(std::int64_t step);
+  /// Throws EnvironmentError if not even one checkpoint would find room; says so where there is little.
+  void check_room();
+  /// Starts to save; the device goes on as soon as it has copied its state. A save that comes while another is being
+  /// written waits for it: every checkpoint that is asked for is written.
+  void start_save(std::int64_t step);
+  /// Whether the checkpoint is on the disk. If not, the last good one stays.
+  bool save_and_wait(std::int64_t step);
+  /// Prints what became of the saves started before.
+  void report_saves();
+  [[nodiscard]] nlohmann::json state_of_run(std::int64_t step) const;
+  [[nodiscard]] std::optional<CheckpointScore> score_at(std::int64_t step) const;
   /// Appends a line and those that an earlier failure left; a full disk only delays them.
   void append(JsonLines& file, std::deque<nlohmann::ordered_json>& waiting, nlohmann::ordered_json line);
   [[nodiscard]] double steps_per_second(std::int64_t step) const;
@@ -83,13 +101,18 @@ class Trainer {
   std::unique_ptr<Progress> progress_;
   std::vector<MetricsRow> interval_;  // rows since the last line of metrics.jsonl
   double last_loss_ = 0;
-  std::int64_t nonfinite_in_a_row_ = 0;
   std::int64_t first_step_ = 0;
   std::int64_t last_saved_ = -1;
   std::int64_t last_evaluated_ = -1;
-  bool evaluated_ = false;  // by this process: the graph of evaluations is captured
+  bool evaluation_interrupted_ = false;
+  bool evaluated_ = false;            // by this process: the graph of evaluations is captured
+  std::int64_t last_started_ = -1;    // save
+  std::int64_t last_nonfinite_ = -1;  // save
   bool branched_ = false;
+  std::string moved_;  // what a resume has to say when the run starts
   EvaluationResult last_evaluation_;
+  HostSnapshot snapshot_;
+  CheckpointWriter writer_;  // last: its thread uses the above
 };
 
 }  // namespace graft

@@ -34,7 +34,7 @@ Setup clip_work(std::int64_t count) {
     const Tensor partial = ctx.empty_run({clip_blocks(count)}, DType::F64, "partial");
     const Tensor state = state_tensor(ctx);
     const auto run = [=](const Context& c) {
-      clip_norm(c, {gradients.view(), partial.mutable_view(), state_of(state), 10.0});
+      clip_norm(c, {gradients.view(), partial.mutable_view(), {}, state_of(state), 10.0});
     };
     return {run, static_cast<double>(gradients.bytes()), 0};
   };

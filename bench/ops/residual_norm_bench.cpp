@@ -7,11 +7,8 @@
 #include <vector>
 
 #include "bench/support/bench.h"
-#include "ops/layer_norm.h"
-#include "ops/rms_norm.h"
 
-// The residual steps of the models in the studies, forward and backward, and beside those of two terms and one norm the
-// ops that do nothing else.
+// The residual steps of the models in the studies, and norms alone, forward and backward.
 
 namespace graft::bench {
 namespace {
@@ -30,12 +27,20 @@ struct Step {
 
 constexpr TermWeight kOne{1, 0};
 
-// rows = 64 sequences of 82 (41 points) and of 110 tokens
+// rows = 64 sequences of 82 (41 points), 110 and 202 (101 points) tokens; 16 of 1024
 const std::vector<Step> kSteps = {
+    {"norm", {5248, 256}, NormKind::LayerNorm, {kOne}, 1},
+    {"norm_rms", {5248, 256}, NormKind::RmsNorm, {kOne}, 1},
+    {"norm", {7040, 1024}, NormKind::LayerNorm, {kOne}, 1},
+    {"plain", {5248, 64}, NormKind::LayerNorm, {kOne, kOne}, 1},
+    {"plain", {5248, 128}, NormKind::LayerNorm, {kOne, kOne}, 1},
     {"plain", {5248, 256}, NormKind::LayerNorm, {kOne, kOne}, 1},
     {"plain_rms", {5248, 256}, NormKind::RmsNorm, {kOne, kOne}, 1},
     {"plain", {7040, 1024}, NormKind::LayerNorm, {kOne, kOne}, 1},
     {"plain_rms", {7040, 1024}, NormKind::RmsNorm, {kOne, kOne}, 1},
+    {"plain", {12928, 256}, NormKind::LayerNorm, {kOne, kOne}, 1},
+    {"plain", {16384, 768}, NormKind::LayerNorm, {kOne, kOne}, 1},
+    {"plain", {4096, 4096}, NormKind::LayerNorm, {kOne, kOne}, 1},
     {"parallel", {5248, 256}, NormKind::LayerNorm, {kOne, kOne, kOne}, 2},
     {"parallel", {7040, 1024}, NormKind::LayerNorm, {kOne, kOne, kOne}, 2},
     {"gated", {5248, 256}, NormKind::LayerNorm, {kOne, {0, 1}, kOne, {0, 1}}, 3},
@@ -89,7 +94,7 @@ Setup forward(const Step& step) {
     const std::vector<Tensor> biases = tensors(ctx, centred ? step.norms : 0, {step.size.width}, stream, 20);
     const std::vector<Tensor> normed = tensors(ctx, step.norms, shape, ctx.compute_dtype(), 30);
     const Tensor beta = gated(step) ? random_tensor(ctx, {1}, stream, 40) : Tensor();
-    const Tensor sum = ctx.empty_run(shape, stream, "sum");
+    const Tensor sum = terms.size() > 1 ? ctx.empty_run(shape, stream, "sum") : Tensor();
     const Tensor mean = centred ? ctx.empty_run({step.size.rows}, stream, "mean") : Tensor();
     const Tensor rstd = ctx.empty_run({step.size.rows}, stream, "rstd");
     const auto run = [=](const Context& c) {
@@ -184,77 +189,6 @@ Setup backward(const Step& step) {
   };
 }
 
-// ---- what the special cases are compared with
-
-Setup add_norm_forward(Size size, NormKind kind) {
-  return [=](const Context& ctx) -> Work {
-    const DType stream = ctx.stream_dtype();
-    const Tensor x = random_tensor(ctx, {size.rows, size.width}, stream, 1);
-    const Tensor branch = random_tensor(ctx, x.shape(), ctx.compute_dtype(), 2);
-    const Tensor gain = random_tensor(ctx, {size.width}, stream, 3);
-    const Tensor bias = random_tensor(ctx, {size.width}, stream, 4);
-    const Tensor sum = ctx.empty_run(x.shape(), stream, "sum");
-    const Tensor y = ctx.empty_run(x.shape(), ctx.compute_dtype(), "y");
-    const Tensor mean = ctx.empty_run({size.rows}, stream, "mean");
-    const Tensor rstd = ctx.empty_run({size.rows}, stream, "rstd");
-    const auto run = [=](const Context& c) {
-      if (kind == NormKind::LayerNorm) {
-        layer_norm_forward(c, {x.view(), branch.view(), gain.view(), bias.view(), sum.mutable_view(), y.mutable_view(),
-                               mean.mutable_view(), rstd.mutable_view(), 1e-5});
-      } else {
-        rms_norm_forward(
-            c, {x.view(), branch.view(), gain.view(), sum.mutable_view(), y.mutable_view(), rstd.mutable_view(), 1e-5});
-      }
-    };
-    return {run, bytes_of({x, branch, gain, sum, y, rstd}), 0};
-  };
-}
-
-Setup add_norm_backward(Size size, NormKind kind) {
-  return [=](const Context& ctx) -> Work {
-    const DType stream = ctx.stream_dtype();
-    const DType compute = ctx.compute_dtype();
-    const Tensor x = random_tensor(ctx, {size.rows, size.width}, stream, 1);
-    const Tensor dy = random_tensor(ctx, x.shape(), compute, 2);
-    const Tensor dsum = random_tensor(ctx, x.shape(), stream, 3);
-    const Tensor gain = random_tensor(ctx, {size.width}, stream, 4);
-    const Tensor mean = random_tensor(ctx, {size.rows}, stream, 5);
-    const Tensor rstd = random_tensor(ctx, {size.rows}, stream, 6);
-    const Tensor dx = ctx.empty_run(x.shape(), stream, "dx");
-    const Tensor dgain = ctx.empty_run(gain.shape(), stream, "dgain");
-    const Tensor dbias = ctx.empty_run(gain.shape(), stream, "dbias");
-    const Tensor partial = ctx.empty_run({layer_norm_row_blocks(size.rows), 2, size.width}, stream, "partial sums");
-    const Tensor dbranch = compute != stream ? ctx.empty_run(x.shape(), compute, "dbranch") : Tensor();
-    const auto run = [=](const Context& c) {
-      const GradTarget to_branch{dbranch.mutable_view(), false};
-      if (kind == NormKind::LayerNorm) {
-        layer_norm_backward(c, {dsum.view(),
-                                dy.view(),
-                                x.view(),
-                                gain.view(),
-                                mean.view(),
-                                rstd.view(),
-                                partial.mutable_view(),
-                                {dx.mutable_view(), false},
-                                to_branch,
-                                {dgain.mutable_view(), false},
-                                {dbias.mutable_view(), false}});
-      } else {
-        rms_norm_backward(c, {dsum.view(),
-                              dy.view(),
-                              x.view(),
-                              gain.view(),
-                              rstd.view(),
-                              partial.mutable_view(),
-                              {dx.mutable_view(), false},
-                              to_branch,
-                              {dgain.mutable_view(), false}});
-      }
-    };
-    return {run, bytes_of({dsum, dy, x, gain, rstd, dx, dbranch, dgain}), 0};
-  };
-}
-
 const std::vector<Precision> kPrecisions = {Precision::Fp32, Precision::Bf16};
 
 const bool registered = [] {
@@ -263,12 +197,6 @@ const bool registered = [] {
         fmt::format("{}_{}t{}n/{}x{}", step.name, step.weights.size(), step.norms, step.size.rows, step.size.width);
     Add("residual_norm/forward/" + shape, kPrecisions, forward(step));
     Add("residual_norm/backward/" + shape, kPrecisions, backward(step));
-    if (step.weights.size() != 2 || step.norms != 1) continue;
-    const char* const other = step.kind == NormKind::LayerNorm ? "add_layer_norm" : "add_rms_norm";
-    const std::string beside = fmt::format("residual_norm/beside_{}", other);
-    const std::string size = fmt::format("{}x{}", step.size.rows, step.size.width);
-    Add(beside + "/forward/" + size, kPrecisions, add_norm_forward(step.size, step.kind));
-    Add(beside + "/backward/" + size, kPrecisions, add_norm_backward(step.size, step.kind));
   }
   return true;
 }();

@@ -127,7 +127,6 @@ Setup backward(Case c) {
     args.da_log = target(da_log);
     args.ddt_bias = target(dbias);
     args.dskip = target(dskip);
-    args.precision = ctx.precision;
     // the arguments are views only: what they look at lives as long as the launch
     const auto run = [args, kept = std::vector<Tensor>{in.xbc, in.projection, in.a_log, in.bias, in.skip, dy, states,
                                                        dstates, partial_bc, partial_heads, partial_skip, dxbc,

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -42,8 +43,8 @@ struct Case {
 
 std::vector<Case> all_presets() {
   std::vector<Case> cases;
-  for (const char* name : {"transformer", "transformer_nope", "mamba", "s4", "s4_mamba", "standard_hybrid", "mambaformer",
-                           "transformer_initial_mamba", "mamba_middle_hybrid"}) {
+  for (const char* name : {"transformer", "transformer_nope", "mamba", "s4", "s4_mamba", "standard_hybrid",
+                           "mambaformer", "transformer_initial_mamba", "mamba_middle_hybrid"}) {
     cases.push_back({name, preset(name, false), false});
   }
   const std::vector<std::string> mamba2 = {"model.ssm=mamba2", "model.head_dim=16"};
@@ -65,12 +66,20 @@ std::vector<Case> all_presets() {
 /// A live model whose gates are open.
 void open_gates(LiveModel& live) {
   for (const ParameterStore::Entry& entry : live.store.entries()) {
-    if (entry.name.ends_with(".gate")) live.store.write(live.device.ctx(), entry, ParameterStore::Buffer::Weights, {0.5});
+    if (entry.name.ends_with(".gate"))
+      live.store.write(live.device.ctx(), entry, ParameterStore::Buffer::Weights, {0.5});
   }
 }
 
-/// Largest difference between the outputs for a whole sequence and those for its pieces, relative to the largest output.
-double worst_difference(Backend backend, Precision precision, const Case& model, const std::vector<std::int64_t>& pieces) {
+/// The larger one; anything that is not finite counts as infinite.
+double larger(double worst, double value) {
+  return std::isfinite(value) ? std::max(worst, std::abs(value)) : std::numeric_limits<double>::infinity();
+}
+
+/// Largest difference between the outputs for a whole sequence and those for its pieces, relative to the largest
+/// output.
+double worst_difference(Backend backend, Precision precision, const Case& model,
+                        const std::vector<std::int64_t>& pieces) {
   LiveModel live(backend, precision, model.config, {model.tokens ? 0 : 5, 1, model.tokens ? kVocabulary : 0, kTokens});
   open_gates(live);
   const Context& ctx = live.device.ctx();
@@ -89,7 +98,7 @@ double worst_difference(Backend backend, Precision precision, const Case& model,
   const std::vector<double> whole = live.device.values(outputs(piece_of(0, kTokens)));
   const std::size_t columns = whole.size() / static_cast<std::size_t>(kBatch * kTokens);
   double size = 0;
-  for (const double value : whole) size = std::max(size, std::abs(value));
+  for (const double value : whole) size = larger(size, value);
 
   const DecodeState state = live.model.make_state(ctx, kBatch, kTokens);
   double worst = 0;
@@ -97,13 +106,13 @@ double worst_difference(Backend backend, Precision precision, const Case& model,
     std::int64_t read = 0;
     for (const std::int64_t count : pieces) {
       const Tensor x = piece_of(read, count);
-      const std::vector<double> got = live.device.values(
-          model.tokens ? live.model.extend_logits(ctx, x, state) : live.model.extend(ctx, x, state));
+      const std::vector<double> got =
+          live.device.values(model.tokens ? live.model.extend_logits(ctx, x, state) : live.model.extend(ctx, x, state));
       for (std::int64_t b = 0; b < kBatch; ++b) {
         for (std::int64_t t = 0; t < count; ++t) {
           for (std::size_t c = 0; c < columns; ++c) {
             const std::size_t at = static_cast<std::size_t>(b * kTokens + read + t) * columns + c;
-            worst = std::max(worst, std::abs(got[static_cast<std::size_t>(b * count + t) * columns + c] - whole[at]));
+            worst = larger(worst, got[static_cast<std::size_t>(b * count + t) * columns + c] - whole[at]);
           }
         }
       }
@@ -112,6 +121,7 @@ double worst_difference(Backend backend, Precision precision, const Case& model,
     REQUIRE(read == kTokens);
     live.model.clear(ctx, state);
   }
+  REQUIRE(std::isfinite(size));
   return worst / size;
 }
 
@@ -142,8 +152,8 @@ TEST_CASE("decode: CUDA: pieces give what the whole sequence gives, for every pr
   }
 }
 
-void check_generation(Backend backend) {
-  const Case model{"mamba2", preset("hybrid_interleaved", true), true};
+void check_generation(Backend backend, const Case& model) {
+  CAPTURE(model.name);
   const LiveModel live(backend, backend == Backend::Cpu ? Precision::Fp64 : Precision::Fp32, model.config,
                        {0, 1, kVocabulary, kTokens});
   const Context& ctx = live.device.ctx();
@@ -172,11 +182,20 @@ void check_generation(Backend backend) {
   }
 }
 
-TEST_CASE("decode: greedy generation is what the whole forward pass would choose") { check_generation(Backend::Cpu); }
+std::vector<Case> generating_presets() {
+  const std::vector<std::string> mamba2 = {"model.ssm=mamba2", "model.head_dim=16"};
+  return {{"hybrid_interleaved", preset("hybrid_interleaved", true), true},
+          {"mamba2", preset("mamba2", true, {"model.head_dim=16"}), true},
+          {"hybrid_two_stream mamba2", preset("hybrid_two_stream", true, mamba2), true}};
+}
+
+TEST_CASE("decode: greedy generation is what the whole forward pass would choose") {
+  for (const Case& model : generating_presets()) check_generation(Backend::Cpu, model);
+}
 
 TEST_CASE("decode: CUDA: greedy generation is what the whole forward pass would choose") {
   if (skip_cuda()) return;
-  check_generation(Backend::Cuda);
+  for (const Case& model : generating_presets()) check_generation(Backend::Cuda, model);
 }
 
 TEST_CASE("decode: what does not fit a state is refused") {
@@ -192,6 +211,18 @@ TEST_CASE("decode: what does not fit a state is refused") {
   CHECK_THROWS_WITH_AS(static_cast<void>(live.model.make_state(ctx, 2, 17)),
                        doctest::Contains("at most the 16 rows of the position table"), ArgumentError);
   CHECK_THROWS_AS(static_cast<void>(live.model.make_state(ctx, 0, 4)), ArgumentError);
+
+  const auto refused = [&](const DecodeState& bad, const char* message) {
+    CHECK_THROWS_WITH_AS(
+        static_cast<void>(live.model.extend_logits(ctx, live.device.tensor(integers({2, 4}, kVocabulary)), bad)),
+        doctest::Contains(message), ArgumentError);
+  };
+  DecodeState bad = state;
+  bad.backbone.mixers.pop_back();
+  refused(bad, "model: a state of 3 mixers, expected 4");
+  bad = state;
+  bad.backbone.mixers[2].parts.pop_back();
+  refused(bad, "attention: a state of 1 parts, expected 2");
 }
 
 }  // namespace

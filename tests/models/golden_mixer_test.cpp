@@ -13,6 +13,7 @@
 #include "models/mixer.h"
 #include "ops/advance_length.h"
 #include "tests/support/golden_model.h"
+#include "tests/support/pieces.h"
 
 namespace graft::test {
 namespace {
@@ -32,24 +33,13 @@ void check_projection(GoldenRun& run, const std::vector<double>& y) {
   run.check_output("loss", {loss}, run.ctx().precision == Precision::Fp64 ? 0 : largest * std::sqrt(squares));
 }
 
-/// Columns `offset` ... of the last axis, `columns` of `width`.
-std::vector<double> tokens_of(const std::vector<double>& values, std::int64_t batch, std::int64_t tokens,
-                              std::int64_t width, std::int64_t first, std::int64_t count) {
-  std::vector<double> result;
-  for (std::int64_t b = 0; b < batch; ++b) {
-    const auto from = values.begin() + static_cast<std::ptrdiff_t>((b * tokens + first) * width);
-    result.insert(result.end(), from, from + static_cast<std::ptrdiff_t>(count * width));
-  }
-  return result;
-}
-
 /// The states of a convolution and a scan while a sequence is read token by token. The reference keeps four inputs of the
 /// convolution, the oldest first; ours keeps the three it still needs, [B, 3, channels].
 void check_steps(GoldenRun& run, const Mixer& mixer) {
   const GoldenCase& golden = run.golden();
   const Context& ctx = run.ctx();
   const Shape& x = golden.shape("in.x");
-  const std::vector<double> values = golden.values("in.x");
+  const HostTensor whole{x, golden.values("in.x")};
   const MixerState state = mixer.make_state(ctx, x[0], x[1]);
   REQUIRE(state.parts.size() == 2);
   const Tensor length = ctx.empty_run({1}, DType::I32, "tokens read");
@@ -58,7 +48,7 @@ void check_steps(GoldenRun& run, const Mixer& mixer) {
   }
   const auto inputs = [&] { return run.device().values(state.parts[0]); };
   const std::int64_t channels = state.parts[0].shape()[2];
-  std::vector<double> outputs(values.size());
+  std::vector<double> outputs(whole.values.size());
   std::vector<double> before = inputs();
   const auto compare = [&](const std::string& when) {
     const std::vector<double> now = inputs();
@@ -77,7 +67,7 @@ void check_steps(GoldenRun& run, const Mixer& mixer) {
   };
   for (std::int64_t t = 0; t < x[1]; ++t) {
     before = inputs();
-    const Tensor token = run.tensor({x[0], 1, x[2]}, tokens_of(values, x[0], x[1], x[2], t, 1));
+    const Tensor token = run.tensor({x[0], 1, x[2]}, tokens_of(whole, t, 1).values);
     const std::vector<double> y = run.device().values(mixer.extend(ctx, token, state, length));
     advance_length(ctx, length, 1);
     for (std::int64_t b = 0; b < x[0]; ++b) {

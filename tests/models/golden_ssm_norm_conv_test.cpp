@@ -11,7 +11,7 @@
 #include "engine/tape.h"
 #include "ops/causal_conv1d.h"
 #include "ops/gated_rms_norm.h"
-#include "ops/rms_norm.h"
+#include "ops/residual_norm.h"
 #include "tests/support/golden.h"
 
 namespace graft::test {
@@ -93,8 +93,9 @@ void run_conv(GoldenRun& run) {
 
 void run_rms_norm(GoldenRun& run) {
   const double eps = run.golden().number("eps");
-  run_map(run, {"in.x", "param.weight"},
-          [eps](const Context& ctx, const std::vector<Tensor>& in) { return rms_norm(ctx, in[0], in[1], eps); });
+  run_map(run, {"in.x", "param.weight"}, [eps](const Context& ctx, const std::vector<Tensor>& in) {
+    return residual_norm(ctx, {{in[0]}}, {}, NormKind::RmsNorm, {{in[1], {}}}, false, eps).normed[0];
+  });
 }
 
 void run_gated_rms_norm(GoldenRun& run) {

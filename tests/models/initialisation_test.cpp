@@ -48,6 +48,21 @@ void check_uniform(const Moments& moments, double bound) {
   CHECK(std::abs(moments.variance - variance) < 4 * bound * bound * std::sqrt(4 / 45.0 / moments.count));
 }
 
+TEST_CASE("model: GPT-2's scheme counts branches, also those side by side; state-space projections count layers") {
+  ModelConfig config = small_config("[AF]*2M");
+  config.width = 128;
+  config.state = 8;
+  const LiveModel live(Backend::Cpu, Precision::Fp32, config, {20, 1, 0, 82});
+  const auto moments = [&](const char* name) {
+    const ParameterStore::Entry* entry = live.store.find(name);
+    REQUIRE(entry != nullptr);
+    return moments_of(live, *entry);
+  };
+  check_normal(moments("blocks.1.attention.out.weight"), 0.02 / std::sqrt(5.0));
+  check_normal(moments("blocks.0.mlp.out.weight"), 0.02 / std::sqrt(5.0));
+  check_uniform(moments("blocks.2.mamba.out.weight"), 1 / std::sqrt(256.0) / std::sqrt(3.0));
+}
+
 TEST_CASE("model: initialisation has the scheme's moments, within standard errors") {
   for (const std::int64_t layers : {1, 3}) {
     ModelConfig config = small_config(layers == 1 ? "AF" : "(AF)*3");

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/tape.h"
+#include "ops/cross_entropy.h"
 #include "ops/squared_error.h"
 #include "tests/models/live_model.h"
 #include "tests/support/random.h"
@@ -167,6 +168,34 @@ TEST_CASE("model: gradients through every residual form match finite differences
                 return squared_error(ctx, model(ctx, input), targets, {}, {.columns = 1, .position_stride = 2});
               }) < 1e-7);
       }
+    }
+  }
+}
+
+TEST_CASE("model: gradients of the token path as trained match finite differences") {
+  for (const bool tied : {true, false}) {
+    for (const Positions positions : {Positions::None, Positions::Learned}) {
+      CAPTURE(tied);
+      CAPTURE(positions == Positions::Learned);
+      ModelConfig config = small_config("M[AF]", positions);
+      config.width = 16;
+      config.heads = 2;
+      config.mlp_width = 20;
+      config.gelu_erf = true;
+      config.rotary = 0.5;
+      config.state = 3;
+      config.norm = NormKind::RmsNorm;
+      config.tied = tied;
+      config.vocabulary_multiple = tied ? 8 : 1;
+      LiveModel live(Backend::Cpu, Precision::Fp64, config, {0, 0, 11, 9});
+      CHECK(live.model.output_columns() == (tied ? 16 : 11));
+      const Tensor ids = live.device.tensor(integers({2, 9}, 11));
+      const Tensor scored = live.device.tensor({2, 3}, DType::I32, {2, 5, 8, 0, 5, 7});
+      const Tensor labels =
+          live.device.tensor({2, 3}, DType::I32, {4, 10, 0, 7, static_cast<double>(kIgnoredLabel), 3});
+      CHECK(model_gradient_error(live, [&](const Context& ctx, const SequenceModel& model) {
+              return cross_entropy(ctx, model.logits(ctx, ids, scored), labels, model.output_columns());
+            }) < 1e-7);
     }
   }
 }

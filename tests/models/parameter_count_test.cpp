@@ -97,6 +97,18 @@ TEST_CASE("parameters: a table of token ids counts its vocabulary once, tied as 
   CHECK(counts.without_embeddings == counts.backbone);
 }
 
+TEST_CASE("parameters: without model.layers, mamba has 24 blocks on token ids, 12 layers of two on vectors") {
+  const auto pattern = [](const std::vector<std::string>& keys) {
+    return model_config(parse_config("[model]\npreset = \"mamba\"\nwidth = 16\n", "counts.toml", keys).settings)
+        .pattern;
+  };
+  CHECK(pattern({"task.name=ngram_retrieval"}) == "M*24");
+  CHECK(pattern({"task.name=position_retrieval"}) == "M*24");
+  CHECK(pattern({"task.name=ngram_retrieval", "model.layers=12"}) == "M*12");
+  CHECK(pattern({"task.name=linear_regression"}) == "M*24");  // 12 layers
+  CHECK(pattern({"task.name=linear_regression", "model.layers=3"}) == "M*6");
+}
+
 TEST_CASE("parameters: presets of a configuration are those models") {
   const char* text = R"([task]
 name = "linear_regression"

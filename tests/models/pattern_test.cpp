@@ -51,7 +51,7 @@ TEST_CASE("pattern: mixers side by side, and behind a gate") {
   CHECK(expand_pattern("[AF|M]")[0].gated == 2);
 }
 
-TEST_CASE("pattern: up to a thousand blocks and sixteen parentheses") {
+TEST_CASE("pattern: up to a thousand layers and sixteen parentheses") {
   CHECK(expand_pattern("A*1000").size() == 1000);
   CHECK(expand_pattern("((AF)*50)*10").size() == 1000);
   CHECK(expand_pattern(std::string(16, '(') + "A" + std::string(16, ')')).size() == 1);
@@ -63,8 +63,8 @@ TEST_CASE("pattern: mistakes are refused with their place") {
     const char* message;
   };
   const Mistake mistakes[] = {
-      {"", "no blocks"},
-      {"   ", "no blocks"},
+      {"", "no layers"},
+      {"   ", "no layers"},
       {"()", "empty parentheses"},
       {"A( )", "character 4: empty parentheses"},
       {"(AF", "character 4: the end, expected \")\""},
@@ -78,10 +78,10 @@ TEST_CASE("pattern: mistakes are refused with their place") {
       {"A*0", "expected a count of at least 1"},
       {"A*-1", "expected a count"},
       {"A**2", "expected a count"},
-      {"A*1001", "more than 1000 blocks"},
-      {"A*500F*501", "more than 1000 blocks"},
-      {"((A*1000)*1000)*1000", "more than 1000 blocks"},
-      {"A*99999999999999999999999999", "more than 1000 blocks"},
+      {"A*1001", "more than 1000 layers"},
+      {"A*500F*501", "more than 1000 layers"},
+      {"((A*1000)*1000)*1000", "more than 1000 layers"},
+      {"A*99999999999999999999999999", "more than 1000 layers"},
       {std::string(17, '(') + "A" + std::string(17, ')'), "nested too deeply"},
       {std::string(100000, '('), "nested too deeply"},
       {"A\xc3\x84", "character 2: expected"},

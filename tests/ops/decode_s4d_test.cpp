@@ -110,7 +110,7 @@ TEST_CASE("decode_s4d: what does not fit is refused") {
   CHECK_THROWS_WITH_AS(apply(ctx, u, {2, 5, 6}, gate, 0, c),
                        doctest::Contains("state is [2, 5, 6], expected [2, 5, 3, 2]"), ArgumentError);
   CHECK_THROWS_WITH_AS(apply(ctx, u, state, {2, 2, 8}, 0, c), doctest::Contains("expected [2, 1, row]"), ArgumentError);
-  CHECK_THROWS_WITH_AS(apply(ctx, u, state, gate, 4, c), doctest::Contains("the gate is columns 4 to 9"),
+  CHECK_THROWS_WITH_AS(apply(ctx, u, state, gate, 4, c), doctest::Contains("the gate is columns 4 to 8"),
                        ArgumentError);
   Tape tape;
   CHECK_THROWS_WITH_AS(apply(ctx.with_tape(tape), u, state, gate, 0, c), doctest::Contains("a tape is recording"),

@@ -225,7 +225,7 @@ TEST_CASE("decode_scan: what does not fit a selective scan is refused") {
   CHECK_THROWS_WITH_AS(apply([](Inputs&) {}, Tensor()), doctest::Contains("state is empty"), ArgumentError);
   CHECK_THROWS_WITH_AS(apply([&](Inputs& i) { i.final_state = good; }, good), doctest::Contains("final_state is given"),
                        ArgumentError);
-  CHECK_THROWS_WITH_AS(apply([](Inputs& i) { i.c_offset = 5; }, good), doctest::Contains("C is columns 5 to 9 of bc"),
+  CHECK_THROWS_WITH_AS(apply([](Inputs& i) { i.c_offset = 5; }, good), doctest::Contains("C is columns 5 to 8 of bc"),
                        ArgumentError);
   CHECK_THROWS_WITH_AS(apply([](Inputs& i) { i.u = Tensor(); }, good), doctest::Contains("u is empty"), ArgumentError);
   CHECK_THROWS_WITH_AS(apply(
@@ -258,17 +258,21 @@ TEST_CASE("decode_scan: what does not fit ssd is refused") {
   CHECK_THROWS_WITH_AS(apply([](SsdInputs& i) { i.want_final_state = true; }, good),
                        doctest::Contains("an initial or final state is asked for"), ArgumentError);
   CHECK_THROWS_WITH_AS(apply([](SsdInputs& i) { i.groups = 3; }, good),
-                       doctest::Contains("4 heads of 5 channels in 3 groups"), ArgumentError);
+                       doctest::Contains("extend_ssd: groups = 3, expected a divisor of the 4 heads"), ArgumentError);
   CHECK_THROWS_WITH_AS(apply([](SsdInputs& i) { i.dt_min = 1, i.dt_max = 0.5; }, good),
-                       doctest::Contains("clamped to 1 to 0.5"), ArgumentError);
+                       doctest::Contains("dt_min = 1 and dt_max = 0.5, expected 0 <= dt_min <= dt_max"), ArgumentError);
+  CHECK_THROWS_WITH_AS(apply([](SsdInputs& i) { i.dt_min = -1; }, good),
+                       doctest::Contains("dt_min = -1 and dt_max = inf"), ArgumentError);
+  CHECK_THROWS_WITH_AS(apply([](SsdInputs& i) { i.c_offset = i.b_offset; }, good),
+                       doctest::Contains("expected columns of their own"), ArgumentError);
   CHECK_THROWS_WITH_AS(apply([](SsdInputs& i) { i.x_offset = 30; }, good),
-                       doctest::Contains("x is columns 30 to 50 of xbc"), ArgumentError);
+                       doctest::Contains("x is columns 30 to 49 of xbc"), ArgumentError);
   CHECK_THROWS_WITH_AS(apply(
                            [&](SsdInputs& i) {
                              i.skip = state({4, 4});
                            },
                            good),
-                       doctest::Contains("skip is [4, 4], expected [4, 5]"), ArgumentError);
+                       doctest::Contains("skip is [4, 4], expected [4] or [4, 5]"), ArgumentError);
   Tape tape;
   CHECK_THROWS_WITH_AS(static_cast<void>(extend_ssd(ctx.with_tape(tape), arguments_of(c, in), good)),
                        doctest::Contains("a tape is recording"), ArgumentError);

@@ -9,8 +9,6 @@
 
 #include "engine/error.h"
 #include "engine/tape.h"
-#include "ops/layer_norm.h"
-#include "ops/rms_norm.h"
 #include "tests/support/gradcheck.h"
 #include "tests/support/parity.h"
 
@@ -197,10 +195,28 @@ std::vector<HostTensor> stack_inputs(const Shape& shape) {
           HostTensor{{1}, {0.3}, Role::Master, true}};
 }
 
+/// The gradient of beta is (1 - tanh^2(beta)) sum_k gate_k <d, t_k> over all elements, of either sign: its error is
+/// bounded by the sum of their magnitudes. The first term's gradient is d times its weight.
+GradientScale beta_scale(const Case& use, const std::vector<HostTensor>& inputs) {
+  if (!gated(use) || !use.beta_needs_gradient) return {};
+  return {inputs.size() - 1, [&use, &inputs](const OpResult& expected) {
+            const double gate = std::tanh(inputs.back().values[0]);
+            const double weight = use.weights[0].constant + use.weights[0].gate * gate;
+            double sum = 0;
+            for (std::size_t k = 0; k < use.weights.size(); ++k) {
+              for (std::size_t j = 0; j < inputs[k].values.size(); ++j) {
+                sum += std::abs(use.weights[k].gate * inputs[k].values[j] * expected.gradients[0][j] / weight);
+              }
+            }
+            return (1 - gate * gate) * sum;
+          }};
+}
+
 void check_all_parities(Backend backend) {
   const std::vector<Case> all = cases();
   std::vector<Shape> shapes;
-  for (const std::int64_t width : {1, 7, 8, 64, 256, 257, 512, 600, 1024, 2048, 8192}) {
+  // one element, ragged, aligned; and for each register layout of the CUDA kernels a full and a partly filled one
+  for (const std::int64_t width : {1, 7, 8, 64, 128, 250, 256, 300, 512, 600, 1001, 1024, 2000, 2048, 5003, 8192}) {
     for (const std::int64_t rows : {1, 3, 100}) {
       if (rows * width <= 110000) shapes.push_back({rows, width});
     }
@@ -217,9 +233,10 @@ void check_all_parities(Backend backend) {
       if (use.weights.size() == 1 && !use.use_residual) use.beta_needs_gradient = false;
       CAPTURE(name_of(use));
       const std::vector<HostTensor> inputs = inputs_of(use, shapes[s]);
-      check_parity(backend, Precision::Fp32, op_of(use), inputs, kFloatTolerance);
-      check_parity(backend, Precision::Bf16, op_of(use), inputs, kBf16Tolerance);
-      if (c % 7 == 0) check_parity(backend, Precision::Tf32, op_of(use), inputs, kFloatTolerance);
+      const GradientScale scale = beta_scale(use, inputs);
+      check_parity(backend, Precision::Fp32, op_of(use), inputs, kFloatTolerance, scale);
+      check_parity(backend, Precision::Bf16, op_of(use), inputs, kBf16Tolerance, scale);
+      if (c % 7 == 0) check_parity(backend, Precision::Tf32, op_of(use), inputs, kFloatTolerance, scale);
     }
   }
   check_parity(backend, Precision::Fp32, stack_op, stack_inputs({6, 40}), kFloatTolerance);
@@ -293,52 +310,27 @@ TEST_CASE("residual_norm: a lone term in the stream is the residual, uncopied") 
   CHECK(result.residual.id() == in[0].id());
 }
 
-TEST_CASE("residual_norm: one norm of one or two terms is the op of that name") {
-  for (const Precision precision : {Precision::Fp32, Precision::Bf16, Precision::Fp64}) {
-    const TestDevice device(Backend::Cpu, precision);
-    const auto same_outputs = [&](const Op& a, const Op& b, const std::vector<HostTensor>& inputs) {
-      const auto cotangents = random_cotangents(a, inputs);
-      const OpResult x = run_op(device, a, inputs, cotangents);
-      const OpResult y = run_op(device, b, inputs, cotangents);
-      CHECK(x.outputs == y.outputs);
-      for (std::size_t k = 0; k < inputs.size(); ++k) {
-        REQUIRE(x.gradients[k].size() == y.gradients[k].size());
-        for (std::size_t i = 0; i < x.gradients[k].size(); ++i) {
-          CHECK(x.gradients[k][i] == doctest::Approx(y.gradients[k][i]).epsilon(1e-5));
-        }
-      }
-    };
-    const Case layer{"", {kOne, kOne}};
-    same_outputs(
-        op_of(layer),
-        [](const Context& ctx, const std::vector<Tensor>& in) {
-          const AddLayerNorm result = add_layer_norm(ctx, in[0], in[1], in[2], in[3]);
-          return std::vector<Tensor>{result.residual, result.normed};
-        },
-        inputs_of(layer, {21, 40}));
-    const Case rms{"", {kOne, kOne}, 1, NormKind::RmsNorm};
-    same_outputs(
-        op_of(rms),
-        [](const Context& ctx, const std::vector<Tensor>& in) {
-          const AddRmsNorm result = add_rms_norm(ctx, in[0], in[1], in[2]);
-          return std::vector<Tensor>{result.residual, result.normed};
-        },
-        inputs_of(rms, {21, 40}));
-    const Case lone{"", {kOne}, 1, NormKind::LayerNorm, true, false};
-    same_outputs(
-        op_of(lone),
-        [](const Context& ctx, const std::vector<Tensor>& in) {
-          return std::vector<Tensor>{layer_norm(ctx, in[0], in[1], in[2])};
-        },
-        inputs_of(lone, {21, 40}));
-    const Case lone_rms{"", {kOne}, 1, NormKind::RmsNorm, true, false, {}, true, {Role::Activation}};
-    same_outputs(
-        op_of(lone_rms),
-        [](const Context& ctx, const std::vector<Tensor>& in) {
-          return std::vector<Tensor>{rms_norm(ctx, in[0], in[1])};
-        },
-        inputs_of(lone_rms, {21, 40}));
-  }
+TEST_CASE("residual_norm: is the sum followed by the norm") {
+  const TestDevice device;
+  const Context& ctx = device.ctx();
+  const Case use{"", {kOne, {0.5, 1}}};
+  std::vector<Tensor> in;
+  for (const HostTensor& input : inputs_of(use, {6, 40})) in.push_back(device.tensor(input));
+  const ResidualNorm fused = apply(use, ctx, in);
+  const ResidualNorm normed = residual_norm(ctx, {{fused.residual}}, {}, NormKind::LayerNorm, {{in[2], in[3]}});
+  CHECK(device.bytes(fused.normed[0]) == device.bytes(normed.normed[0]));
+  const Case last{"", use.weights, 1, NormKind::LayerNorm, false};
+  const ResidualNorm alone = apply(last, ctx, in);
+  CHECK_FALSE(static_cast<bool>(alone.residual));
+  CHECK(device.bytes(alone.normed[0]) == device.bytes(normed.normed[0]));
+}
+
+TEST_CASE("residual_norm: a large common offset does not spoil the variance") {
+  const Case use{"", {kOne}, 1, NormKind::LayerNorm, true, false};
+  std::vector<HostTensor> inputs = inputs_of(use, {4, 256});
+  for (double& value : inputs[0].values) value += 1000;
+  // rounding x to float32 moves it by up to 3e-5, the deviation of its columns being 1
+  check_parity(Backend::Cpu, Precision::Fp32, op_of(use), inputs, {1e-3, 1e-3});
 }
 
 TEST_CASE("residual_norm: float32 and bfloat16 match float64") { check_all_parities(Backend::Cpu); }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/error.h"
+#include "engine/tape.h"
 #include "tests/support/device.h"
 #include "tests/support/gradcheck.h"
 #include "tests/support/parity.h"
@@ -138,20 +139,13 @@ TEST_CASE("rotary: starts at a position, CUDA matches CPU") {
   if (skip_cuda()) return;
   check_start(Backend::Cuda, Precision::Fp32);
   check_start(Backend::Cuda, Precision::Bf16);
-  const Case c = kCases[4];
-  const Op op = [c](const Context& ctx, const std::vector<Tensor>& in) {
-    return std::vector<Tensor>{rotary(ctx, in[0], c.layout, c.dims, 10000, in[1])};
+  const Case& c = kCases[4];
+  const auto run = [&](const TestDevice& device) {
+    const Tensor start = device.tensor({1}, DType::I32, {4321});
+    return device.values(rotary(device.ctx(), device.tensor(constant(input_of(c))), c.layout, c.dims, 10000, start));
   };
-  const HostTensor start{{1}, {4321}, Role::Integer, false};
-  check_parity(Backend::Cuda, Precision::Fp32, op, {input_of(c), start}, {2e-6, 2e-6});
-}
-
-TEST_CASE("rotary: gradients with a start match finite differences") {
-  const Case c = kCases[4];
-  const Op op = [c](const Context& ctx, const std::vector<Tensor>& in) {
-    return std::vector<Tensor>{rotary(ctx, in[0], c.layout, c.dims, 10000, in[1])};
-  };
-  CHECK(gradcheck(op, {input_of(c), {{1}, {17}, Role::Integer, false}}) < 1e-7);
+  CHECK(largest_difference(run(TestDevice(Backend::Cuda, Precision::Fp32)),
+                           run(TestDevice(Backend::Cpu, Precision::Fp32))) < 1e-5);
 }
 
 TEST_CASE("rotary: no dims are no rotation") {
@@ -179,6 +173,11 @@ TEST_CASE("rotary: what does not fit is refused") {
   CHECK_THROWS_WITH_AS(static_cast<void>(rotary(device.ctx(), zeros(device.ctx(), {1, 5, 24}, DType::F32), layout, 4,
                                                 10000, zeros(device.ctx(), {2}, DType::I32))),
                        doctest::Contains("rotary: start is [2] int32, expected [1] int32"), ArgumentError);
+  Tape tape;
+  CHECK_THROWS_WITH_AS(
+      static_cast<void>(rotary(device.ctx().with_tape(tape), zeros(device.ctx(), {1, 5, 24}, DType::F32), layout, 4,
+                               10000, zeros(device.ctx(), {1}, DType::I32))),
+      doctest::Contains("rotary: a tape is recording"), ArgumentError);
   CHECK_THROWS_WITH_AS(apply({1, 5, 24}, {2, 4, 0, 2, 8, 12}, 4), doctest::Contains("parts that do not overlap"),
                        ArgumentError);
 }

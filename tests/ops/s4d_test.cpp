@@ -226,15 +226,17 @@ TEST_CASE("s4d: what does not fit is refused") {
                        ArgumentError);
   bad = good;
   bad.skip = {};
-  CHECK_THROWS_WITH_AS(static_cast<void>(s4d(ctx, u, bad)), doctest::Contains("skip is missing, expected [6]"),
+  CHECK_THROWS_WITH_AS(static_cast<void>(s4d(ctx, u, bad)), doctest::Contains("skip is empty, expected [6]"),
                        ArgumentError);
   CHECK(s4d_kernel(ctx, bad, 4).shape() == Shape{6, 4});
   CHECK_THROWS_WITH_AS(static_cast<void>(s4d_kernel(ctx, good, 0)), doctest::Contains("0 tokens, expected at least 1"),
                        ArgumentError);
   CHECK_THROWS_WITH_AS(static_cast<void>(s4d(ctx, u, good, {zeros({2, 4, 12})})),
-                       doctest::Contains("the gate is [2, 4, 12], expected [2, 5, row]"), ArgumentError);
-  CHECK_THROWS_WITH_AS(static_cast<void>(s4d(ctx, u, good, {zeros({2, 5, 12}), 7})),
-                       doctest::Contains("the gate is columns 7 to 13, expected within a row of 12"), ArgumentError);
+                       doctest::Contains("the gate's tensor is [2, 4, 12], expected [2, 5, row]"), ArgumentError);
+  CHECK_THROWS_WITH_AS(
+      static_cast<void>(s4d(ctx, u, good, {zeros({2, 5, 12}), 7})),
+      doctest::Contains("the gate is columns 7 to 12 of the gate's tensor, expected columns within its 12"),
+      ArgumentError);
 }
 
 }  // namespace

@@ -426,6 +426,52 @@ TEST_CASE("ssd: tiny and huge step sizes: CUDA matches CPU") {
   check_extreme_steps(Backend::Cuda);
 }
 
+/// One NaN among the step sizes, or in a_log, is in all outputs of its head from there on and in no others: limits of
+/// step sizes and exponents do not replace it.
+void check_nan(Backend backend, Precision precision, Size size, Form form) {
+  CAPTURE(size.head_dim);
+  const TestDevice device(backend, precision);
+  const Columns columns = columns_of(size, form);
+  const auto run = [&](const std::vector<HostTensor>& inputs) {
+    return device.values(ssd(device.ctx(), ssd_arguments(size, form, tensors_of(device, inputs))).y);
+  };
+  const auto check = [&](const std::vector<double>& y, std::int64_t head, std::int64_t first) {
+    std::int64_t wrong = 0;
+    for (std::int64_t i = 0; i < size.tokens * size.inner(); ++i) {
+      const bool poisoned = i / size.inner() >= first && i % size.inner() / size.head_dim == head;
+      wrong += std::isnan(y[static_cast<std::size_t>(i)]) == poisoned ? 0 : 1;
+    }
+    CHECK(wrong == 0);
+  };
+  const std::vector<HostTensor> inputs = ssd_inputs(size, form);
+  check(run(inputs), size.heads, 0);
+  for (const std::int64_t at : {0, 21, 130}) {
+    CAPTURE(at);
+    std::vector<HostTensor> poisoned = inputs;
+    poisoned[1].values[static_cast<std::size_t>(at * columns.dt_row + columns.dt + 1)] = std::nan("");
+    check(run(poisoned), 1, at);
+  }
+  std::vector<HostTensor> poisoned = inputs;
+  poisoned[2].values[1] = std::nan("");
+  check(run(poisoned), 1, 0);
+}
+
+void check_all_nan(Backend backend) {
+  for (const Precision precision : {Precision::Fp32, Precision::Bf16}) {
+    for (const Form& form : {kMamba, kLimited}) {
+      check_nan(backend, precision, {1, 150, 3, 64, 1, 16}, form);
+      check_nan(backend, precision, {1, 150, 2, 5, 1, 3}, form);
+    }
+  }
+}
+
+TEST_CASE("ssd: NaN in a step size or a decay reaches all later outputs") { check_all_nan(Backend::Cpu); }
+
+TEST_CASE("ssd: NaN in a step size or a decay reaches all later outputs: CUDA matches CPU") {
+  if (skip_cuda()) return;
+  check_all_nan(Backend::Cuda);
+}
+
 void check_causality(Backend backend, Precision precision) {
   const Size size{1, 140, 4, 16, 2, 16};
   const Form form{true, true, true, false, Skip::Heads, Packing::Apart};

@@ -70,20 +70,27 @@ class GoldenRun {
   /// Given values in the precision of activations.
   [[nodiscard]] Tensor tensor(const Shape& shape, const std::vector<double>& values) const;
 
-  /// max|got - golden| / max|golden| within the case's tolerance for outputs. `scale` replaces max|golden| where that
-  /// is smaller: for sums whose terms cancel.
+  /// How far from the reference a tensor may be, and in which sense.
+  struct Bound {
+    double value = 0;
+    bool of_norm = false;  // |got - golden| / |golden|; else max|got - golden| / max|golden|
+  };
+  /// The error within the case's bound for outputs. `scale` replaces |golden| or max|golden| where that is smaller: for
+  /// sums whose terms cancel.
   void check_output(std::string_view name, const std::vector<double>& got, double scale = 0);
-  /// The same within the tolerance for gradients; `name` is the tensor's own, without "grad.".
+  /// The same within the bound for gradients; `name` is the tensor's own, without "grad.".
   void check_gradient(std::string_view name, const std::vector<double>& got);
 
   void finish();
 
  private:
-  void check(const std::string& name, const std::vector<double>& got, double tolerance, double scale);
+  void check(const std::string& name, const std::vector<double>& got, Bound bound, double scale);
+  /// Root mean square of the norms of all parameters' gradients.
+  [[nodiscard]] double typical_gradient() const;
   const GoldenCase& golden_;
   std::string label_;
-  double output_tolerance_;
-  double gradient_tolerance_;
+  Bound outputs_;
+  Bound gradients_;
   TestDevice device_;
   std::set<std::string> compared_;
 };

@@ -359,7 +359,7 @@ double gradcheck(const Op& op, const std::vector<HostTensor>& inputs) {
 }
 
 void check_parity(Backend backend, Precision precision, const Op& op, const std::vector<HostTensor>& inputs,
-                  Tolerance tolerance) {
+                  Tolerance tolerance, const GradientScale& scale) {
   std::vector<HostTensor> rounded_inputs = inputs;
   for (HostTensor& input : rounded_inputs) input.values = rounded(input.values, dtype_of_role(input.role, precision));
   const TestDevice device(backend, precision);
@@ -385,7 +385,11 @@ void check_parity(Backend backend, Precision precision, const Op& op, const std:
   }
   for (std::size_t k = 0; k < inputs.size(); ++k) {
     if (expected.gradients[k].empty()) continue;
-    const double error = relative_error(got.gradients[k], expected.gradients[k]);
+    double error = relative_error(got.gradients[k], expected.gradients[k]);
+    if (scale.scale && k == scale.input) {
+      const double own = largest(expected.gradients[k]);
+      if (own > 0) error *= own / std::max(own, scale.scale(expected));
+    }
     INFO(label << "gradient of input " << k << " " << inputs[k].shape.str() << " relative error " << error
                << ", first input " << inputs[0].shape.str());
     CHECK(error <= tolerance.gradients);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <vector>
 
@@ -34,6 +35,17 @@ TEST_CASE("statistics: means and unbiased deviations by hand") {
   CHECK(summary.mean_all == 6.5);
   CHECK(summary.last == 10);
   CHECK(summary.pooled == 6.5);
+}
+
+TEST_CASE("statistics: an answer is right where all of its points are") {
+  const std::vector<double> scores = {1, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, std::nan("")};  // [4, 3]
+  const auto share = [&](std::vector<std::int64_t> points) { return answer_accuracy(scores, 4, 3, points); };
+  CHECK(share({0}) == 0.75);
+  CHECK(share({0, 1}) == 0.5);
+  CHECK(share({0, 1, 2}) == 0.25);
+  CHECK(share({2}) == 0.5);
+  CHECK_THROWS_AS(share({3}), ArgumentError);
+  CHECK_THROWS_AS(static_cast<void>(answer_accuracy(scores, 5, 3, std::vector<std::int64_t>{0})), ArgumentError);
 }
 
 TEST_CASE("statistics: quantiles between order statistics") {

@@ -435,7 +435,8 @@ TEST_CASE("vector_mqar: CUDA matches CPU") {
           const Sampled gpu = sample(task, selection, step, Backend::Cuda, precision);
           CHECK(gpu.shape == cpu.shape);
           CHECK(gpu.mask == cpu.mask);
-          const double rounding = precision == Precision::Bf16 ? 0x1p-8 : 0;
+          // values on either side of a tie round to neighbours, which are up to 2^-7 of them apart
+          const double rounding = precision == Precision::Bf16 ? 0x1p-7 : 0;
           int wrong = 0;
           for (std::size_t i = 0; i < cpu.tokens.size(); ++i) {
             const double allowed = cpu.tokens[i] == 0 ? 0 : 4e-6 * norm + rounding * std::abs(cpu.tokens[i]);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -78,7 +79,7 @@ TEST_CASE("checkpoint: what is saved comes back, the newest one first") {
   CHECK_FALSE(checkpoints.load_latest().has_value());
   CHECK(checkpoints.list().empty());
 
-  CHECK(checkpoints.save(example(100)) == directory / "ckpt" / "step_100");
+  CHECK(checkpoints.save(example(100)).path == directory / "ckpt" / "step_100");
   checkpoints.save(example(1000, 0.5F));
   CHECK(names(directory / "ckpt") == std::vector<std::string>{"latest", "step_100", "step_1000"});
   CHECK(names(directory / "ckpt" / "step_100") ==
@@ -127,6 +128,8 @@ TEST_CASE("checkpoint: any damaged or missing file is found, named, and the next
       const fs::path victim = directory / "step_3" / file;
       missing ? static_cast<void>(fs::remove(victim)) : damage(victim);
       CHECK_THROWS_WITH_AS((void)CheckpointDirectory::load(directory / "step_3"), doctest::Contains(file), DataError);
+      CHECK_THROWS_WITH_AS((void)CheckpointDirectory::load(directory / "step_3", CheckpointParts::ModelOnly),
+                           doctest::Contains(file), DataError);
       CHECK_THROWS_WITH_AS(CheckpointDirectory::verify(directory / "step_3"), doctest::Contains(file), DataError);
 
       CheckpointReport report;
@@ -312,13 +315,112 @@ TEST_CASE("checkpoint: pruning never removes the newest valid one, nor what `lat
   CHECK(names(directory.path()) == std::vector<std::string>{"latest", "step_2", "step_3", "step_5"});
 }
 
-TEST_CASE("checkpoint: going back discards what came later") {
+TEST_CASE("checkpoint: going back sets aside what came later, and `latest` follows") {
   const TemporaryDirectory directory;
   CheckpointDirectory checkpoints(directory.path());
+  CHECK_FALSE(checkpoints.set_aside_after(0).has_value());
   for (const std::int64_t step : {1, 2, 3}) checkpoints.save(example(step));
-  CHECK(checkpoints.discard_after(1).size() == 2);
-  CHECK(names(directory.path()) == std::vector<std::string>{"latest", "step_1"});
+  const auto first = checkpoints.set_aside_after(1);
+  REQUIRE(first.has_value());
+  CHECK(first->directory == directory / "abandoned_1");
+  CHECK(names(directory / "abandoned_1") == std::vector<std::string>{"step_2", "step_3"});
+  CHECK(names(directory.path()) == std::vector<std::string>{"abandoned_1", "latest", "step_1"});
   CHECK(contents(directory / "latest") == "step_1\n");
+  CHECK(checkpoints.load_latest().value().step == 1);
+  check_equal(CheckpointDirectory::load(first->checkpoints[1]), example(3));
+
+  CHECK_FALSE(checkpoints.set_aside_after(1).has_value());
+  checkpoints.save(example(2, 1));
+  CHECK(checkpoints.set_aside_after(0)->directory == directory / "abandoned_2");
+  CHECK(names(directory.path()) == std::vector<std::string>{"abandoned_1", "abandoned_2"});
+  CHECK_FALSE(checkpoints.load_latest().has_value());
+  CHECK(checkpoints.abandoned().size() == 2);
+  checkpoints.prune({});
+  checkpoints.remove(checkpoints.abandoned()[0]);
+  CHECK(names(directory.path()) == std::vector<std::string>{"abandoned_2"});
+}
+
+TEST_CASE("checkpoint: one that is not finite is kept, but is not `latest`, not continued and replaces no finite one") {
+  for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    const TemporaryDirectory directory;
+    CheckpointDirectory checkpoints(directory.path());
+    checkpoints.save(example(1));
+    CheckpointData data = example(2);
+    std::memcpy(data.model[0].data.data() + 12, &bad, 4);
+    const SavedCheckpoint saved = checkpoints.save(data);
+    CHECK(saved.path == directory / "step_2");
+    CHECK(saved.nonfinite.starts_with("blocks.0.weight[3] is "));
+    CHECK(contents(directory / "latest") == "step_1\n");
+    CHECK_NOTHROW(CheckpointDirectory::verify(directory / "step_2"));
+    CHECK(CheckpointDirectory::load(directory / "step_2").nonfinite == saved.nonfinite);
+    CheckpointReport report;
+    CHECK(checkpoints.load_latest(&report).value().step == 1);
+    REQUIRE(report.skipped.size() == 1);
+    CHECK(report.skipped[0].reason.find("blocks.0.weight[3] is ") != std::string::npos);
+    CHECK_FALSE(checkpoints.list()[1].usable());
+
+    data.step = 1;  // the same step again
+    CHECK_FALSE(checkpoints.save(data).nonfinite.empty());
+    check_equal(CheckpointDirectory::load(directory / "step_1"), example(1));
+
+    // however many come, the last finite one stays
+    for (std::int64_t step = 3; step < 10; ++step) {
+      data.step = step;
+      checkpoints.save(data);
+      checkpoints.prune({.keep_last = 1, .permanent_every = 1});
+    }
+    CHECK(checkpoints.load_latest().value().step == 1);
+    checkpoints.save(example(10));
+    checkpoints.prune({.keep_last = 1, .permanent_every = 0});
+    CHECK(names(directory.path()) == std::vector<std::string>{"latest", "step_10"});
+  }
+  const TemporaryDirectory directory;
+  CheckpointDirectory checkpoints(directory.path());
+  CheckpointData data = example(1);
+  const double infinity = -std::numeric_limits<double>::infinity();
+  data.optimizer.push_back({"wide", DType::F64, {2, 1}, std::vector<std::byte>(16)});
+  std::memcpy(data.optimizer.back().data.data() + 8, &infinity, 8);
+  CHECK(checkpoints.save(data).nonfinite == "wide[1] is -inf");
+  CHECK_THROWS_WITH_AS((void)checkpoints.load_latest(), doctest::Contains("wide[1] is -inf"), DataError);
+}
+
+TEST_CASE("checkpoint: pruning keeps the one with the best score, in either sense of better") {
+  for (const bool higher : {false, true}) {
+    const TemporaryDirectory directory;
+    CheckpointDirectory checkpoints(directory.path());
+    for (std::int64_t step = 1; step <= 9; ++step) {
+      CheckpointData data = example(step);
+      const auto distance = static_cast<double>((step - 4) * (step - 4));  // best at 4
+      data.score = CheckpointScore{higher ? -distance : distance, "score", higher};
+      if (step % 2 == 1) data.score.reset();
+      checkpoints.save(data);
+      checkpoints.prune({.keep_last = 2, .permanent_every = 0});
+    }
+    CHECK(names(directory.path()) == std::vector<std::string>{"latest", "step_4", "step_8", "step_9"});
+    CHECK(checkpoints.list()[0].best);
+    CHECK(checkpoints.list()[0].score->value == 0);
+    CHECK_FALSE(checkpoints.list()[1].best);
+  }
+}
+
+TEST_CASE("checkpoint: rows with gaps between them are written without the gaps") {
+  const TemporaryDirectory directory;
+  std::vector<float> padded(4 * 8, std::nanf(""));  // gaps are nobody's numbers
+  std::vector<float> packed;
+  for (std::size_t row = 0; row < 4; ++row) {
+    for (std::size_t column = 0; column < 5; ++column) {
+      padded[8 * row + column] = static_cast<float>(10 * row + column);
+      packed.push_back(padded[8 * row + column]);
+    }
+  }
+  CheckpointView view;
+  view.step = 3;
+  view.model.push_back({"w", DType::F32, {4, 5}, reinterpret_cast<const std::byte*>(padded.data()), 4, 20, 32});
+  CheckpointDirectory checkpoints(directory.path());
+  CHECK(checkpoints.save(view).nonfinite.empty());
+  const CheckpointData loaded = CheckpointDirectory::load(directory / "step_3");
+  REQUIRE(loaded.model.size() == 1);
+  CHECK(std::memcmp(loaded.model[0].data.data(), packed.data(), 80) == 0);
 }
 
 TEST_CASE("checkpoint: a tensor of the wrong size is refused and leaves nothing") {

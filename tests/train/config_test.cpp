@@ -318,7 +318,7 @@ TEST_CASE("config: models that cannot be built or trained are refused where they
   check_refused(task + "pattern = \"A\"\nwidth = 100\n", "model.heads: 8 does not divide model.width = 100");
   check_refused(task + "pattern = \"F\"\nwidth = 16384\n", "x.toml:5:9: model.width: got 16384, expected at most 8192");
   check_refused(task + "pattern = \"M\"\nstate = 512\n", "x.toml:5:9: model.state: got 512, expected at most 256");
-  check_refused(task + "preset = \"transformer\"\nlayers = 1000\n", "more than 1000 blocks");
+  check_refused(task + "preset = \"transformer\"\nlayers = 1000\n", "more than 1000 layers");
   check_refused(task + "preset = \"transformer\"\nposition_rows = 81\n",
                 "x.toml:5:17: model.position_rows: got 81, expected at least the 82 tokens of the longest prompt");
   for (const char* fine :
@@ -362,12 +362,12 @@ TEST_CASE("config: keys of an owner are legal with it only") {
   check_refused(tree + "levels = [0.5, 2]\n" + model, "task.levels: got 2.0, expected an array of numbers in [0, 1]");
   check_refused(tree + "sizes = [1.5]\n" + model, "got an array of numbers, expected an array of integers >= 1");
   check_refused(tree + "dim = 65\n" + model, "task.dim: got 65, expected an integer in [1, 64]");
-  check_refused(tree + "depth = 5\n" + model, "x.toml:3:9: task.test_depth: deeper than there are dimensions");
+  check_refused(tree + "test_depth = 5\n" + model, "x.toml:3:14: task.test_depth: deeper than there are dimensions");
   check_refused(tree + model + "[eval]\nbaselines = [\"greddy\"]\n", "did you mean `greedy`?");
-  check_refused("[task]\nname = \"linear_regression\"\ndepth = 2\n" + model,
+  check_refused("[task]\nname = \"linear_regression\"\ntest_depth = 2\n" + model,
                 "x.toml:3:1: task.test_depth: belongs to task.name \"settings_test_tree\", but task.name is "
                 "\"linear_regression\"");
-  CHECK(mistakes_in(refusal("[task]\nname = \"nobody\"\ndepth = 2\n" + model)) == 1);
+  CHECK(mistakes_in(refusal("[task]\nname = \"nobody\"\ntest_depth = 2\n" + model)) == 1);
 
   const std::string ssm = tree + "[model]\npreset = \"settings_test_ssm\"\n";
   const RunConfig preset = parse_config(ssm + "width = 100\n", "x.toml");  // heads are unused: they need not divide
@@ -396,7 +396,7 @@ TEST_CASE("config: -o overrides the file") {
   CHECK(with({"train.precision=bf16"}).train.precision == Precision::Bf16);
   CHECK(with({"eval.baselines=zero,averaging"}).eval.baselines == std::vector<std::string>{"zero", "averaging"});
   CHECK(with({"eval.baselines=[]"}).eval.baselines.empty());
-  CHECK(with({"task={name = \"settings_test_tree\", depth = 1}"}).settings.integer("task.test_depth") == 1);
+  CHECK(with({"task={name = \"settings_test_tree\", test_depth = 1}"}).settings.integer("task.test_depth") == 1);
   CHECK_FALSE(curriculum_of(with({"task.curriculum.enabled=false"}).settings).enabled);
   CHECK(with({"optimizer.lr=3e-4"}).settings.origin("optimizer.lr").str() == "-o optimizer.lr=3e-4");
   // One of two alternatives replaces the other one of the file.

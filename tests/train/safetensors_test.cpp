@@ -155,10 +155,10 @@ TEST_CASE("safetensors: damaged files are refused, naming file and tensor") {
       {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1}})", 8, "tensor 'a': key 'x'"},
       {R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8,
        "tensor 'a': dtype is given twice"},
-      {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8,9]}})", 8, "tensor 'a': 3 data_offsets, expected 2"},
+      {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8,9]}})", 8, "tensor 'a': more than 2 data_offsets"},
       {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", 8, "tensor 'a': bytes 8 to 0, expected 8 bytes"},
       {R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8, "tensor 'a': bytes 0 to 8, expected 12 bytes"},
-      {R"({"a":{"dtype":"F32","shape":[1,1,1,1,1,2],"data_offsets":[0,8]}})", 8, "tensor 'a': 6 extents"},
+      {R"({"a":{"dtype":"F32","shape":[1,1,1,1,1,2],"data_offsets":[0,8]}})", 8, "tensor 'a': more than 5 extents"},
       {R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0, "extents is too large"},
       {R"({"a":{"dtype":"F32","shape":[18446744073709551615,0],"data_offsets":[0,0]}})", 0, "extents is too large"},
       {"{" + good + "," + good + "}", 16, "tensor 'a' is given twice"},
@@ -188,7 +188,7 @@ TEST_CASE("safetensors: header lengths that cannot be") {
   write_contents(path, "short");
   CHECK_THROWS_WITH_AS(SafetensorsFile{path}, doctest::Contains("5 bytes, expected at least 8"), DataError);
   write_contents(path, std::string(7, '\0') + '\x7f' + "{}");
-  CHECK_THROWS_WITH_AS(SafetensorsFile{path}, doctest::Contains("expected at most 100000000"), DataError);
+  CHECK_THROWS_WITH_AS(SafetensorsFile{path}, doctest::Contains("expected at most 16777216"), DataError);
   write_contents(path, std::string("\x03\0\0\0\0\0\0\0{}", 10));
   CHECK_THROWS_WITH_AS(SafetensorsFile{path}, doctest::Contains("a header of 3 bytes in a file of 10"), DataError);
 }

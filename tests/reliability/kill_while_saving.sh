@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# A run that saves at every step is killed (kill -9) at random times, again and again in the same directory. Every
+# start has to go on from a step no earlier than the one before, and the last one has to end with the weights, moments
+# and metrics of a run that was never touched.
+#
+#   tests/reliability/kill_while_saving.sh [--graft PATH] [--trials 300] [--seed 1] [--longest MILLISECONDS]
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+trials=300
+longest=250
+while [ $# -gt 0 ]; do
+  case $1 in
+    --graft) graft=$2 ;;
+    --trials) trials=$2 ;;
+    --seed) seed=$2 ;;
+    --longest) longest=$2 ;;
+    *) echo "usage: $0 [--graft PATH] [--trials N] [--seed S] [--longest MILLISECONDS]" >&2; exit 2 ;;
+  esac
+  shift 2
+done
+start_work
+write_config "$work/tiny.toml"
+run="$work/run"
+
+train "$run" 2 || fail "the first two steps: $(tail -n 1 "$work/run.out")"
+reached=2 resumed=0 halfway=0 early=0
+for ((trial = 1; trial <= trials; ++trial)); do
+  "$graft" train "$work/tiny.toml" --run-dir "$run" --device cpu --threads 1 -o train.steps=1000000 \
+    > "$work/run.out" 2>&1 &
+  process=$!
+  sleep "$(printf '0.%03d' $((20 + RANDOM % longest)))"
+  kill -9 "$process" || fail "trial $trial: the run ended by itself: $(tail -n 1 "$work/run.out")"
+  wait "$process" 2> /dev/null
+  ls -d "$run"/ckpt/.tmp-* > /dev/null 2>&1 && halfway=$((halfway + 1))
+  grep -q "skipped" "$work/run.out" && fail "trial $trial: $(grep skipped "$work/run.out")"
+  step=$(sed -n 's/^continuing after step //p' "$work/run.out")
+  if [ -z "$step" ]; then
+    early=$((early + 1)) # killed before it had looked
+  else
+    [ "$step" -ge "$reached" ] || fail "trial $trial: went on from step $step, $reached was safe"
+    reached=$step
+    resumed=$((resumed + 1))
+  fi
+  good=$(newest_good "$run")
+  [ -n "$good" ] && [ "$good" -ge "$reached" ] || fail "trial $trial: the newest good checkpoint is '$good', $reached was safe"
+  reached=$good
+done
+steps=$((reached + 3))
+train "$run" "$steps" || fail "the end: $(tail -n 1 "$work/run.out")"
+train "$work/whole" "$steps" -o checkpoint.every=0 || fail "the run that was not touched: $(tail -n 1 "$work/whole.out")"
+same_run "$run" "$work/whole" "$steps" || fail "after $steps steps the run differs from one that was not killed"
+echo "$trials kills ($halfway left a half-written checkpoint, $early came before the resume): all $resumed resumes went on," \
+  "and after $steps steps weights, moments and metrics are those of an uninterrupted run, bit for bit"
