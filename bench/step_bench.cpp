@@ -48,9 +48,9 @@ std::vector<StepBenchmark> built_in() {
     }
   }
   // every task of the in-context-learning study at its full length
-  for (const char* task : {"sparse_linear_regression", "relu_2nn_regression", "decision_tree",
-                           "orthogonal_outlier_regression", "many_outlier_regression", "sparse_parity",
-                           "chain_of_thought", "vector_mqar"}) {
+  for (const char* task :
+       {"sparse_linear_regression", "relu_2nn_regression", "decision_tree", "orthogonal_outlier_regression",
+        "many_outlier_regression", "sparse_parity", "chain_of_thought", "vector_mqar"}) {
     for (const char* preset : {"transformer", "mamba", "standard_hybrid", "mambaformer"}) {
       list.push_back({fmt::format("task_{}_{}_12x256/tf32", task, preset),
                       {fmt::format("task.name={}", task), fmt::format("model.preset={}", preset), "model.layers=12",
@@ -61,12 +61,11 @@ std::vector<StepBenchmark> built_in() {
     const char* name;
     std::vector<std::string> keys;
   };
-  for (const Retrieval& model :
-       {Retrieval{"gpt_neox", {"model.preset=gpt_neox", "model.layers=12"}},
-        {"mamba_S16", {"model.preset=mamba", "model.layers=24"}},
-        {"mamba2_S16", {"model.preset=mamba2", "model.layers=24"}},
-        {"hybrid_interleaved_1M2_1T", {"model.preset=hybrid_interleaved", "model.ssm=mamba2"}},
-        {"hybrid_two_stream_M2", {"model.preset=hybrid_two_stream", "model.ssm=mamba2"}}}) {
+  for (const Retrieval& model : {Retrieval{"gpt_neox", {"model.preset=gpt_neox", "model.layers=12"}},
+                                 {"mamba_S16", {"model.preset=mamba", "model.layers=24"}},
+                                 {"mamba2_S16", {"model.preset=mamba2", "model.layers=24"}},
+                                 {"hybrid_interleaved_1M2_1T", {"model.preset=hybrid_interleaved", "model.ssm=mamba2"}},
+                                 {"hybrid_two_stream_M2", {"model.preset=hybrid_two_stream", "model.ssm=mamba2"}}}) {
     for (const char* precision : {"tf32", "bf16"}) {
       std::vector<std::string> keys = {"task.name=ngram_retrieval", "task.length_max=101",
                                        "model.width=1024",          "model.heads=16",
@@ -161,8 +160,7 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
   row["launches"] = graph.launches();
   row["memory_mib"] = static_cast<double>(memory.total()) / 1048576;
   row["prompts_per_s"] = static_cast<double>(config.train.batch) / captured.median;
-  row["tokens_per_s"] =
-      static_cast<double>(config.train.batch * experiment.task->tokens_at(points)) / captured.median;
+  row["tokens_per_s"] = static_cast<double>(config.train.batch * experiment.task->tokens_at(points)) / captured.median;
   const double of_gemm = flops.train_step / captured.median / ceilings_of(known_ceilings, session).flops_per_second;
   row["tflops"] = flops.train_step / captured.median / 1e12;
   row["of_gemm"] = of_gemm;

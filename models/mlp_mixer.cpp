@@ -6,7 +6,9 @@
 namespace graft {
 namespace {
 
-const RegisterMixer registered{{"F", "mlp", "two linear layers with a GELU between them",
+const RegisterMixer registered{{"F",
+                                "mlp",
+                                "two linear layers with a GELU between them",
                                 [](ParameterStore& store, const std::string& scope, const ModelConfig& config,
                                    const BlockPosition& position) -> std::unique_ptr<Mixer> {
                                   return std::make_unique<MlpMixer>(store, scope, config, position);

@@ -20,10 +20,11 @@ const RegisterSettings keys{{
     .doc = "details of blocks, residual stream, embedding and position table",
     .keys =
         {
-            SettingKey::text("model.init",
-                             "start of attention and MLP weights: gpt2 is N(0, 0.02^2), scaled down with "
-                             "depth into the residual stream; normal is the same without scaling; default is uniform on "
-                             "+-1/sqrt(fan_in)")
+            SettingKey::text(
+                "model.init",
+                "start of attention and MLP weights: gpt2 is N(0, 0.02^2), scaled down with "
+                "depth into the residual stream; normal is the same without scaling; default is uniform on "
+                "+-1/sqrt(fan_in)")
                 .decided_by("the preset (gpt2 for a pattern)")
                 .one_of({"gpt2", "default", "normal"}),
             SettingKey::text("model.norm", "the norm in front of every mixer and at the end")
@@ -110,10 +111,10 @@ ModelConfig model_config(const Settings& settings) {
   text("model.init", [&](const std::string& value) {
     config.init = value == "gpt2" ? BlockInit::Gpt2 : value == "normal" ? BlockInit::Normal : BlockInit::Default;
   });
-  text("model.norm", [&](const std::string& value) { config.norm = value == "rms" ? NormKind::RmsNorm : NormKind::LayerNorm; });
-  text("model.residual", [&](const std::string& value) {
-    config.residual = value == "released" ? Residual::Released : Residual::Clean;
-  });
+  text("model.norm",
+       [&](const std::string& value) { config.norm = value == "rms" ? NormKind::RmsNorm : NormKind::LayerNorm; });
+  text("model.residual",
+       [&](const std::string& value) { config.residual = value == "released" ? Residual::Released : Residual::Clean; });
   text("model.gelu", [&](const std::string& value) { config.gelu_erf = value == "erf"; });
   if (settings.has("model.rotary")) config.rotary = settings.number("model.rotary");
   if (settings.has("model.tied")) config.tied = settings.boolean("model.tied");

@@ -25,9 +25,10 @@ void gpt_neox(ModelConfig& config) {
 }
 
 SettingKey parallel_residual() {
-  return SettingKey::boolean("model.parallel_residual",
-                             "whether attention and MLP of a layer read the same stream, x + A(norm x) + F(norm' x), or "
-                             "one after the other")
+  return SettingKey::boolean(
+             "model.parallel_residual",
+             "whether attention and MLP of a layer read the same stream, x + A(norm x) + F(norm' x), or "
+             "one after the other")
       .with_default(true)
       .elsewhere_called({"use_parallel_residual"});
 }
@@ -90,8 +91,7 @@ void check_interleaved(const Settings& settings, SettingMistakes& mistakes) {
   const std::int64_t period = interleaved_n(settings) + 1;
   if (given % period == 0) return;
   const std::int64_t below = given / period * period;
-  const std::string near =
-      below > 0 ? fmt::format("{}, {}", below, below + period) : fmt::format("{}", below + period);
+  const std::string near = below > 0 ? fmt::format("{}, {}", below, below + period) : fmt::format("{}", below + period);
   mistakes.add({"model.layers", "model.n"},
                fmt::format("{} is not a multiple of {}, the model.n = {} state-space blocks and one Transformer block "
                            "that repeat; nearest that are: {}",
@@ -116,9 +116,9 @@ const RegisterPreset interleaved_preset{{"hybrid_interleaved", [](ModelConfig& c
                                            if (!config.settings.has("model.layers")) {
                                              config.layers = n == 1 ? 16 : n == 2 ? 18 : 20;
                                            }
-                                           config.pattern = fmt::format("({}*{} [AF])*{}", ssm_symbol(config), n,
-                                                                        std::max<std::int64_t>(
-                                                                            config.layers / (n + 1), 1));
+                                           config.pattern =
+                                               fmt::format("({}*{} [AF])*{}", ssm_symbol(config), n,
+                                                           std::max<std::int64_t>(config.layers / (n + 1), 1));
                                          }}};
 
 const RegisterSettings two_stream_settings{{
@@ -127,7 +127,8 @@ const RegisterSettings two_stream_settings{{
     .doc = "layers of a state-space mixer and a Transformer block side by side, one of them behind a scalar gate "
            "tanh(beta); pattern \"[M|AF]*layers\", reversed \"[AF|M]*layers\"",
     .keys = {ssm(),
-             SettingKey::boolean("model.reversed", "whether the gate is on the state-space stream, not the Transformer's")
+             SettingKey::boolean("model.reversed",
+                                 "whether the gate is on the state-space stream, not the Transformer's")
                  .with_default(false),
              layers("layers; each has both streams").with_default(8)},
 }};

@@ -101,6 +101,7 @@ class TokenTask : public Task {
         return "<s" + std::to_string(id - kFirstSymbol) + ">";
     }
   }
+
  protected:
   [[nodiscard]] const Law& law() const { return law_; }
 

@@ -103,7 +103,9 @@ void add(CLI::App& app, std::function<int()>& action) {
       ->capture_default_str();
   add_override_option(*command, arguments->overrides, "eval.prompts=6400");
   add_device_options(*command, arguments->device, arguments->threads);
-  command->add_option("--out", arguments->out, "also write the result, as one JSON line a suite, to this file (default: none)")
+  command
+      ->add_option("--out", arguments->out,
+                   "also write the result, as one JSON line a suite, to this file (default: none)")
       ->type_name("FILE");
   command->footer("Example:  graft eval runs/quickstart-0123abcd --out eval.json");
   command->callback([arguments, &action] { action = [arguments] { return evaluate(*arguments); }; });

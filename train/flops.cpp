@@ -17,9 +17,7 @@ std::int64_t stage_end(const Task& task, std::int64_t step, std::int64_t end) {
 
 FlopsReport count_flops(const SequenceModel& model, const Task& task, std::int64_t batch, std::int64_t steps,
                         bool causal) {
-  const auto forward = [&](std::int64_t points) {
-    return model.forward_flops(task.tokens_at(points), causal);
-  };
+  const auto forward = [&](std::int64_t points) { return model.forward_flops(task.tokens_at(points), causal); };
   FlopsReport report;
   report.forward_per_sequence = forward(task.final_points());
   report.train_step = 3 * static_cast<double>(batch) * report.forward_per_sequence;

@@ -33,8 +33,8 @@ void check_projection(GoldenRun& run, const std::vector<double>& y) {
   run.check_output("loss", {loss}, run.ctx().precision == Precision::Fp64 ? 0 : largest * std::sqrt(squares));
 }
 
-/// The states of a convolution and a scan while a sequence is read token by token. The reference keeps four inputs of the
-/// convolution, the oldest first; ours keeps the three it still needs, [B, 3, channels].
+/// The states of a convolution and a scan while a sequence is read token by token. The reference keeps four inputs of
+/// the convolution, the oldest first; ours keeps the three it still needs, [B, 3, channels].
 void check_steps(GoldenRun& run, const Mixer& mixer) {
   const GoldenCase& golden = run.golden();
   const Context& ctx = run.ctx();

@@ -1,5 +1,5 @@
 # Shared by the scripts of this folder: a run small enough to be killed thousands of times, and ways to compare two.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # its variables are the scripts'
 
 set -u
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -6,6 +6,7 @@
 #
 #   tests/reliability/disk_full.sh [--graft PATH] [--sizes 20]
 
+# shellcheck source=tests/reliability/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 sizes=20
 while [ $# -gt 0 ]; do

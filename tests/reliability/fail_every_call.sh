@@ -10,6 +10,7 @@
 #
 #   tests/reliability/fail_every_call.sh [--graft PATH] [--faults "ENOSPC EIO EDQUOT kill crash crash-names"] [--every 1]
 
+# shellcheck source=tests/reliability/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 faults="ENOSPC EIO EDQUOT kill crash crash-names"
 every=1

@@ -5,6 +5,7 @@
 #
 #   tests/reliability/kill_while_saving.sh [--graft PATH] [--trials 300] [--seed 1] [--longest MILLISECONDS]
 
+# shellcheck source=tests/reliability/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 trials=300
 longest=250

@@ -17,7 +17,7 @@ namespace graft::test {
 struct NamePair {
   std::string ours;
   std::string reference;
-  bool transposed = false;  // the reference keeps (in, out)
+  bool transposed = false;              // the reference keeps (in, out)
   std::vector<std::int64_t> rows = {};  // our row i is the reference's rows[i]; empty: the same order
 };
 
@@ -34,8 +34,8 @@ void place_rows(const std::vector<double>& values, std::int64_t from, std::vecto
 /// Rows of a GPT-NeoX query_key_value map, [q, k, v] of head after head, in our order: all q, all k, all v.
 [[nodiscard]] std::vector<std::int64_t> rows_of_interleaved_heads(std::int64_t heads, std::int64_t width);
 
-/// The parameters of a case: declared by whoever is given store(), then loaded. Extents of 1 in the reference's shapes do
-/// not count.
+/// The parameters of a case: declared by whoever is given store(), then loaded. Extents of 1 in the reference's shapes
+/// do not count.
 class CaseParameters {
  public:
   CaseParameters(GoldenRun& run, std::vector<NamePair> pairs) : run_(run), pairs_(std::move(pairs)) {}

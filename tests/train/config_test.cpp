@@ -708,8 +708,8 @@ TEST_CASE("settings: a value is looked up as what it was declared") {
   CHECK(config.settings.number("task.dim") == 20.0);
   CHECK_THROWS_WITH_AS(static_cast<void>(config.settings.integer("optimizer.lr")),
                        "settings: optimizer.lr is a number, asked for as an integer", ArgumentError);
-  CHECK_THROWS_WITH_AS(static_cast<void>(config.settings.text("task.test_depth")), "settings: task.test_depth has no value here",
-                       ArgumentError);
+  CHECK_THROWS_WITH_AS(static_cast<void>(config.settings.text("task.test_depth")),
+                       "settings: task.test_depth has no value here", ArgumentError);
   CHECK_THROWS_AS(static_cast<void>(SettingKey::integer("a.b", "").with_default(0.5)), ArgumentError);
   CHECK(SettingKey::number("a.b", "").with_default(1).fallback == SettingValue(1.0));
   CHECK(SettingKey::number("a.b", "").above(0).expected() == "a number > 0");
