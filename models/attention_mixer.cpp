@@ -30,7 +30,8 @@ std::string heads_near(std::int64_t width, std::int64_t heads) {
 
 /// Columns of a head that rotary embedding turns; rounded down, as in transformers.
 std::int64_t rotary_dims_of(const ModelConfig& config) {
-  return static_cast<std::int64_t>(static_cast<double>(config.width / config.heads) * config.rotary);
+  const std::int64_t head_dim = config.width / config.heads;
+  return static_cast<std::int64_t>(static_cast<double>(head_dim) * config.rotary);
 }
 
 void check_heads(const ModelConfig& config, SettingMistakes& mistakes) {

@@ -77,7 +77,7 @@ const RegisterMixer registered{{"M2", "mamba2", "Mamba-2: heads of state space w
                                 check_keys}};
 
 // They have no effect on models without Mamba-2 blocks.
-const RegisterSettings keys{{
+const RegisterSettings registered_keys{{
     .table = "model",
     .owner = "",
     .doc = "details of Mamba-2 blocks",

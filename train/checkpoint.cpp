@@ -10,6 +10,7 @@
 #include <charconv>
 #include <cstdio>
 #include <map>
+#include <ranges>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -246,12 +247,12 @@ std::vector<fs::path> CheckpointDirectory::surplus(const RetentionPolicy& policy
   // Those that cannot be used do not count among the last ones. They stay as long as no newer one can be used.
   std::vector<fs::path> removed;
   int usable = 0;
-  for (auto info = checkpoints.rbegin(); info != checkpoints.rend(); ++info) {
+  for (const CheckpointInfo& info : std::views::reverse(checkpoints)) {
     const bool permanent =
-        policy.permanent_every > 0 && info->usable() && info->step > 0 && info->step % policy.permanent_every == 0;
-    const bool kept = info->usable() ? usable < policy.keep_last : usable == 0;
-    if (!kept && !permanent && !info->latest && !info->best) removed.push_back(info->path);
-    if (info->usable()) ++usable;
+        policy.permanent_every > 0 && info.usable() && info.step > 0 && info.step % policy.permanent_every == 0;
+    const bool kept = info.usable() ? usable < policy.keep_last : usable == 0;
+    if (!kept && !permanent && !info.latest && !info.best) removed.push_back(info.path);
+    if (info.usable()) ++usable;
   }
   if (removed.empty()) return removed;
   const auto newest_valid = std::find_if(checkpoints.rbegin(), checkpoints.rend(),

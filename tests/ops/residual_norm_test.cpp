@@ -117,14 +117,15 @@ std::vector<HostTensor> inputs_of(const Case& use, const Shape& shape, double be
     inputs.push_back(randn(shape, role_of_term(use, k), 1 + k));
     for (int output = 0; use.weights[k].gate != 0 && output < outputs_of(use); ++output) {
       const double lean = use.weights[k].gate > 0 ? 0.5 : -0.5;
-      const HostTensor cotangent = randn(shape, Role::Activation, static_cast<std::uint64_t>(1000 + output));
+      const HostTensor cotangent =
+          randn(shape, Role::Activation, std::uint64_t{1000} + static_cast<std::uint64_t>(output));
       for (std::size_t j = 0; j < cotangent.values.size(); ++j) inputs[k].values[j] += lean * cotangent.values[j];
     }
   }
   // nobody writes gradients of what is not used
-  const auto add = [&](bool used, HostTensor input) { inputs.push_back(used ? input : constant(input)); };
+  const auto add = [&](bool used, const HostTensor& input) { inputs.push_back(used ? input : constant(input)); };
   for (int i = 0; i < use.norms; ++i) {
-    const auto seed = static_cast<std::uint64_t>(20 + i);
+    const std::uint64_t seed = 20 + static_cast<std::uint64_t>(i);
     add(has_norm(use, i), uniform({width}, 0.5, 1.5, Role::Master, seed));
     if (use.kind == NormKind::LayerNorm) add(has_norm(use, i), randn({width}, Role::Master, seed + 10));
   }
