@@ -31,7 +31,7 @@ Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out, Trai
     : session_(session),
       directory_(directory),
       out_(out),
-      options_(options),
+      options_(std::move(options)),
       stop_(StopRule::of(session.experiment().config)),
       metrics_(session.ctx(), session.runtime(), kRingCapacity),
       evaluator_(session, directory.path() / "baselines.json"),

@@ -59,7 +59,8 @@ Setup attention(std::int64_t batch, int heads, int head_dim, std::int64_t seen, 
       attention_extension(
           r, {qkv.view(), length.view(), keys.mutable_view(), values.mutable_view(), y.mutable_view(), layout, scale});
     };
-    const double pairs = static_cast<double>(batch * heads * tokens) * static_cast<double>(seen + (tokens + 1) / 2);
+    const double keys_seen = static_cast<double>(seen) + static_cast<double>(tokens + 1) / 2;  // by a query, on average
+    const double pairs = static_cast<double>(batch * heads * tokens) * keys_seen;
     return {run, bytes_of({qkv, keys, values, y}), 4 * pairs * head_dim};
   };
 }
