@@ -340,7 +340,7 @@ TEST_CASE("linear_strategy: noise has variance 1 and a group's labels have varia
       products += ys[i] * clean[i];
       clean_squares += clean[i] * clean[i];
     }
-    const double n = static_cast<double>(ys.size());
+    const auto n = static_cast<double>(ys.size());
     for (const double y : ys) deviations += (y - sum / n) * (y - sum / n);
     CHECK(std::sqrt(deviations / (n - 1)) == doctest::Approx(std::sqrt(20.0)).epsilon(1e-5));
     const double factor = products / clean_squares;  // within 1 / sqrt(clean_squares), 0.5 %
