@@ -10,13 +10,13 @@
 #include <vector>
 
 #include "engine/error.h"
-#include "engine/version.h"
 #include "train/command.h"
 #include "train/config.h"
 #include "train/experiment.h"
 #include "train/flops.h"
 #include "train/progress.h"
 #include "train/run_directory.h"
+#include "train/run_record.h"
 #include "train/trainer.h"
 
 namespace graft {
@@ -89,12 +89,8 @@ int train(const TrainArguments& arguments) {
   Experiment experiment(config);
   const MemoryReport memory = plan_memory_on_paper(config);
 
-  RunOptions options;
+  RunOptions options = run_options(config);
   options.directory = arguments.run_dir;
-  options.name = config.run.name;
-  options.config_hash = config_hash8(config);
-  options.config_text = config.text;
-  options.resolved_text = resolved_toml(config);
   options.resume = Resume::parse(arguments.resume);
 
   if (arguments.dry_run) {
@@ -115,15 +111,7 @@ int train(const TrainArguments& arguments) {
   } catch (const OutOfMemoryError& error) {
     throw OutOfMemoryError(fmt::format("{}; {}", error.what(), out_of_memory_advice(memory)));
   }
-  const BuildInfo& build = build_info();
-  options.info = {{"graft", build.version},
-                  {"git", build.git},
-                  {"compiler", build.compiler},
-                  {"cuda", build.cuda},
-                  {"seed", config.run.seed},
-                  {"device", session->runtime().device_name()},
-                  {"backend", name_of(device.backend)},
-                  {"command_line", command_line()}};
+  options.info = run_info(config, *session);
   RunDirectory directory(options);
   for (const std::string& warning : directory.warnings()) fmt::print(stderr, "graft: warning: {}\n", warning);
   print_plan(experiment, memory);

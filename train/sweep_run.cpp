@@ -19,10 +19,9 @@
 #include <utility>
 
 #include "engine/error.h"
-#include "engine/version.h"
-#include "train/command.h"
 #include "train/file_io.h"
 #include "train/json_lines.h"
+#include "train/run_record.h"
 #include "train/signals.h"
 
 namespace graft {
@@ -158,19 +157,10 @@ struct LiveRun {
   std::mutex* building_;
 };
 
-RunOptions run_options(const Sweep& sweep, const SweepPoint& point, const RunConfig& config, const fs::path& root) {
-  RunOptions options;
-  options.directory = directory_of(sweep, point, root);
-  options.name = config.run.name;
-  options.config_hash = point.hash;
-  options.config_text = config.text;
-  options.resolved_text = resolved_toml(config);
-  return options;
-}
-
 TrainingOutcome train_point(Shared& shared, const SweepPoint& point, PrefixedStream& out) {
   const RunConfig config = shared.sweep.config(point);
-  RunOptions options = run_options(shared.sweep, point, config, shared.options.root);
+  RunOptions options = run_options(config);
+  options.directory = directory_of(shared.sweep, point, shared.options.root);
   RunDirectory::check(options);
   const MemoryReport memory = plan_memory_on_paper(config);
   const Device device = [&] {
@@ -188,16 +178,8 @@ TrainingOutcome train_point(Shared& shared, const SweepPoint& point, PrefixedStr
       run.session = std::make_unique<Session>(*run.experiment, device, RuntimeOptions{shared.threads_per_run}, true);
       run.session->range()->grow(memory.activations);
     }
-    const BuildInfo& build = build_info();
-    options.info = {{"graft", build.version},
-                    {"git", build.git},
-                    {"compiler", build.compiler},
-                    {"cuda", build.cuda},
-                    {"seed", config.run.seed},
-                    {"device", run.session->runtime().device_name()},
-                    {"backend", name_of(device.backend)},
-                    {"sweep", shared.sweep.name},
-                    {"command_line", command_line()}};
+    options.info = run_info(config, *run.session);
+    options.info["sweep"] = shared.sweep.name;
     directory.emplace(options);
     for (const std::string& warning : directory->warnings()) out.say("graft: warning: " + warning);
 

@@ -18,21 +18,6 @@
 namespace graft::test {
 namespace {
 
-/// Compares the loss sum(y * cotangent). Errors of random sign in every y move a sum that cancels by about
-/// max|y| |cotangent| times the relative error.
-void check_projection(GoldenRun& run, const std::vector<double>& y) {
-  const std::vector<double> cotangent = run.golden().values("in.cotangent");
-  double loss = 0;
-  double squares = 0;
-  double largest = 0;
-  for (std::size_t i = 0; i < y.size(); ++i) {
-    loss += y[i] * cotangent[i];
-    squares += cotangent[i] * cotangent[i];
-    largest = std::max(largest, std::abs(y[i]));
-  }
-  run.check_output("loss", {loss}, run.ctx().precision == Precision::Fp64 ? 0 : largest * std::sqrt(squares));
-}
-
 /// The states of a convolution and a scan while a sequence is read token by token. The reference keeps four inputs of
 /// the convolution, the oldest first; ours keeps the three it still needs, [B, 3, channels].
 void check_steps(GoldenRun& run, const Mixer& mixer) {
@@ -90,7 +75,7 @@ void run_mixer(GoldenRun& run, const char* symbol, const ModelConfig& config, st
   Tape tape;
   const Tensor y = (*mixer)(ctx.with_tape(tape), x);
   run.check_output("out.y", run.device().values(y));
-  check_projection(run, run.device().values(y));
+  run.check_projected_loss(run.device().values(y));
   parameters.store().begin_gradients();
   const Tensor cotangent = run.tensor(y.shape(), run.golden().values("in.cotangent"));
   const Grads grads = tape.backward_from(ctx, {{y, cotangent}}, &parameters.store());

@@ -20,21 +20,6 @@
 namespace graft::test {
 namespace {
 
-/// The loss of most cases, sum(y * cotangent), from the output as it was computed.
-void check_projected_loss(GoldenRun& run, const std::vector<double>& y) {
-  const std::vector<double> cotangent = run.golden().values("in.cotangent");
-  double loss = 0;
-  double squares = 0;
-  double largest = 0;
-  for (std::size_t i = 0; i < y.size(); ++i) {
-    loss += y[i] * cotangent[i];
-    squares += cotangent[i] * cotangent[i];
-    largest = std::max(largest, std::abs(y[i]));
-  }
-  // Errors of random sign in every y move a sum that cancels by about max|y| |cotangent| times the relative error.
-  run.check_output("loss", {loss}, run.ctx().precision == Precision::Fp64 ? 0 : largest * std::sqrt(squares));
-}
-
 /// Cases with one output y: compares y, the loss and the gradients of the named tensors.
 void run_map(GoldenRun& run, std::initializer_list<const char*> inputs,
              const std::function<Tensor(const Context&, const std::vector<Tensor>&)>& map) {
@@ -44,7 +29,7 @@ void run_map(GoldenRun& run, std::initializer_list<const char*> inputs,
   const Tensor y = map(run.ctx().with_tape(tape), tensors);
   const std::vector<double> values = run.device().values(y);
   run.check_output("out.y", values);
-  check_projected_loss(run, values);
+  run.check_projected_loss(values);
   const Tensor cotangent = run.device().tensor(y.shape(), y.dtype(), run.golden().values("in.cotangent"));
   const Grads grads = tape.backward_from(run.ctx(), {{y, cotangent}});
   std::size_t k = 0;
@@ -127,7 +112,7 @@ void run_attention(GoldenRun& run) {
   const Tensor y = causal_attention(run.ctx().with_tape(tape), qkv, layout);
   const std::vector<double> values = heads.unpack(run.device().values(y), width, 0);
   run.check_output("out.y", values);
-  check_projected_loss(run, values);
+  run.check_projected_loss(values);
   std::vector<double> cotangent(values.size());
   heads.pack(golden.values("in.cotangent"), cotangent, width, 0);
   const Grads grads = tape.backward_from(run.ctx(), {{y, run.tensor(y.shape(), cotangent)}});

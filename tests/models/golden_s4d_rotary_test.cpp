@@ -19,21 +19,6 @@
 namespace graft::test {
 namespace {
 
-/// The loss of all these cases, sum(y * cotangent), from the output as it was computed.
-void check_projected_loss(GoldenRun& run, const std::vector<double>& y) {
-  const std::vector<double> cotangent = run.golden().values("in.cotangent");
-  double loss = 0;
-  double squares = 0;
-  double largest = 0;
-  for (std::size_t i = 0; i < y.size(); ++i) {
-    loss += y[i] * cotangent[i];
-    squares += cotangent[i] * cotangent[i];
-    largest = std::max(largest, std::abs(y[i]));
-  }
-  // Errors of random sign in every y move a sum that cancels by about max|y| |cotangent| times the relative error.
-  run.check_output("loss", {loss}, run.ctx().precision == Precision::Fp64 ? 0 : largest * std::sqrt(squares));
-}
-
 /// Swaps the last two axes of a [batch, rows, columns] tensor.
 std::vector<double> turned(const std::vector<double>& values, std::int64_t batch, std::int64_t rows,
                            std::int64_t columns) {
@@ -73,7 +58,7 @@ void run_s4d_kernel(GoldenRun& run) {
   const Tensor kernel = s4d_kernel(run.ctx().with_tape(tape), parameters, run.golden().integer("L"));
   const std::vector<double> values = run.device().values(kernel);
   run.check_output("out.K", values);
-  check_projected_loss(run, values);
+  run.check_projected_loss(values);
   const Grads grads = tape.backward_from(run.ctx(), {{kernel, run.tensor("in.cotangent")}});
   check_s4d_gradients(run, "param.", parameters, grads);
 }
@@ -106,7 +91,7 @@ void run_s4d_conv(GoldenRun& run) {
   const Tensor y = s4d(run.ctx().with_tape(tape), u, parameters, {gate, offset});
   const std::vector<double> values = by_channel(run.device().values(y));
   run.check_output("out.y", values);
-  check_projected_loss(run, values);
+  run.check_projected_loss(values);
   const Grads grads = tape.backward_from(run.ctx(), {{y, run.tensor(shape, by_token("in.cotangent"))}});
   run.check_gradient("in.u", by_channel(run.device().values(grads.tensor(u))));
   const std::vector<double> packed_gradient = run.device().values(grads.tensor(gate));
@@ -129,7 +114,7 @@ void run_s4d_block(GoldenRun& run) {
   const Tensor y = glu(ctx, linear(ctx, gelu(ctx, s4d(ctx, u, parameters), GeluKind::Erf), weight, bias));
   const std::vector<double> values = run.device().values(y);
   run.check_output("out.y", values);
-  check_projected_loss(run, values);
+  run.check_projected_loss(values);
   const Grads grads = tape.backward_from(run.ctx(), {{y, run.tensor("in.cotangent")}});
   run.check_gradient("in.u", run.device().values(grads.tensor(u)));
   run.check_gradient("param.output_linear.0.weight", run.device().values(grads.tensor(weight)));
@@ -183,7 +168,7 @@ void run_rotary_attention(GoldenRun& run) {
   const Tensor y = causal_attention(ctx, rotated, layout);
   const std::vector<double> values = part_of(run.device().values(y), width, 0, head_dim);
   run.check_output("out.y", values);
-  check_projected_loss(run, values);
+  run.check_projected_loss(values);
   const std::vector<double> given = golden.values("in.cotangent");
   std::vector<double> cotangent(given.size());
   for_each(width, 0, head_dim, [&](std::size_t i, std::size_t j) { cotangent[j] = given[i]; });
@@ -199,7 +184,7 @@ void run_activation(GoldenRun& run) {
   const Tensor y = activation(run.ctx().with_tape(tape), x, kind);
   const std::vector<double> values = run.device().values(y);
   run.check_output("out.y", values);
-  check_projected_loss(run, values);
+  run.check_projected_loss(values);
   const Grads grads = tape.backward_from(run.ctx(), {{y, run.tensor("in.cotangent")}});
   run.check_gradient("in.x", run.device().values(grads.tensor(x)));
 }

@@ -20,17 +20,7 @@ namespace {
 /// Compares y and the loss sum(y * cotangent); both in the layout of the case.
 void check_projection(GoldenRun& run, const std::vector<double>& y) {
   run.check_output("out.y", y);
-  const std::vector<double> cotangent = run.golden().values("in.cotangent");
-  double loss = 0;
-  double squares = 0;
-  double largest = 0;
-  for (std::size_t i = 0; i < y.size(); ++i) {
-    loss += y[i] * cotangent[i];
-    squares += cotangent[i] * cotangent[i];
-    largest = std::max(largest, std::abs(y[i]));
-  }
-  // Errors of random sign in every y move a sum that cancels by about max|y| |cotangent| times the relative error.
-  run.check_output("loss", {loss}, run.ctx().precision == Precision::Fp64 ? 0 : largest * std::sqrt(squares));
+  run.check_projected_loss(y);
 }
 
 /// Cases with one output y in our layout: compares y, the loss and the gradients of the named tensors.

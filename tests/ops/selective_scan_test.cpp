@@ -96,16 +96,6 @@ ScanProblem problem_of(Size size, Form form, const std::vector<HostTensor>& in) 
   return problem;
 }
 
-double error(const std::vector<double>& got, const std::vector<double>& expected) {
-  REQUIRE(got.size() == expected.size());
-  double worst = 0, largest = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    worst = std::max(worst, std::isfinite(got[i]) ? std::abs(got[i] - expected[i]) : HUGE_VAL);
-    largest = std::max(largest, std::abs(expected[i]));
-  }
-  return largest == 0 ? worst : worst / largest;
-}
-
 // float32: sums over up to 300 steps, 512 channels and 128 states. bfloat16: inputs enter both sides rounded and all
 // arithmetic is float32, so what differs is the rounding of results, at most 2^-8 = 3.9e-3 of them.
 constexpr Tolerance kFloatTolerance{2e-5, 2e-5};
@@ -169,8 +159,8 @@ TEST_CASE("selective_scan: matches the sequential reference") {
       bound.final_state = device.ctx().empty({size.batch, size.width, size.state}, DType::F64, "final state");
       const std::vector<double> y = device.values(selective_scan(device.ctx(), bound));
       const ScanSolution expected = sequential_scan(problem_of(size, form, inputs));
-      CHECK(error(y, expected.y) < 1e-13);
-      CHECK(error(device.values(bound.final_state), expected.final_state) < 1e-13);
+      CHECK(relative_error(y, expected.y) < 1e-13);
+      CHECK(relative_error(device.values(bound.final_state), expected.final_state) < 1e-13);
     }
   }
 }
@@ -282,8 +272,8 @@ void check_final_state(Backend backend) {
     bound.final_state = device.ctx().empty({size.batch, size.width, size.state}, DType::F32, "final state");
     const std::vector<double> y = device.values(selective_scan(device.ctx(), bound));
     const ScanSolution expected = sequential_scan(problem_of(size, kPacked, inputs));
-    CHECK(error(y, expected.y) < 2e-5);
-    CHECK(error(device.values(bound.final_state), expected.final_state) < 2e-5);
+    CHECK(relative_error(y, expected.y) < 2e-5);
+    CHECK(relative_error(device.values(bound.final_state), expected.final_state) < 2e-5);
   }
 }
 

@@ -174,16 +174,6 @@ Solution recurrence(Size size, Form form, const std::vector<HostTensor>& in) {
   return solution;
 }
 
-double error(const std::vector<double>& got, const std::vector<double>& expected) {
-  REQUIRE(got.size() == expected.size());
-  double worst = 0, largest = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    worst = std::max(worst, std::isfinite(got[i]) ? std::abs(got[i] - expected[i]) : HUGE_VAL);
-    largest = std::max(largest, std::abs(expected[i]));
-  }
-  return largest == 0 ? worst : worst / largest;
-}
-
 std::vector<Tensor> tensors_of(const TestDevice& device, const std::vector<HostTensor>& inputs) {
   std::vector<Tensor> tensors;
   for (const HostTensor& input : inputs) tensors.push_back(device.tensor(input));
@@ -204,9 +194,9 @@ TEST_CASE("ssd: matches the recurrence") {
       const std::vector<HostTensor> inputs = ssd_inputs(size, form);
       const Ssd result = ssd(device.ctx(), ssd_arguments(size, form, tensors_of(device, inputs)));
       const Solution expected = recurrence(size, form, inputs);
-      CHECK(error(device.values(result.y), expected.y) < 1e-13);
+      CHECK(relative_error(device.values(result.y), expected.y) < 1e-13);
       CHECK(static_cast<bool>(result.final_state) == form.final_state);
-      if (form.final_state) CHECK(error(device.values(result.final_state), expected.final_state) < 1e-13);
+      if (form.final_state) CHECK(relative_error(device.values(result.final_state), expected.final_state) < 1e-13);
     }
   }
 }
@@ -335,9 +325,9 @@ void check_split(Backend backend, Precision precision, double tolerance) {
     std::vector<Tensor> rest = tensors_of(device, tail);
     rest.back() = before.final_state;
     const Ssd after = ssd(device.ctx(), ssd_arguments(size, kFull, rest));
-    CHECK(error(device.values(before.y), steps(y, 0, first).values) < tolerance);
-    CHECK(error(device.values(after.y), steps(y, first, size.tokens - first).values) < tolerance);
-    CHECK(error(device.values(after.final_state), device.values(whole.final_state)) < tolerance);
+    CHECK(relative_error(device.values(before.y), steps(y, 0, first).values) < tolerance);
+    CHECK(relative_error(device.values(after.y), steps(y, first, size.tokens - first).values) < tolerance);
+    CHECK(relative_error(device.values(after.final_state), device.values(whole.final_state)) < tolerance);
   }
 }
 

@@ -183,6 +183,21 @@ void GoldenRun::check_output(std::string_view name, const std::vector<double>& g
   check(std::string(name), got, outputs_, scale);
 }
 
+void GoldenRun::check_projected_loss(const std::vector<double>& y) {
+  const std::vector<double> cotangent = golden_.values("in.cotangent");
+  REQUIRE(y.size() == cotangent.size());
+  double loss = 0;
+  double squares = 0;
+  double largest_y = 0;
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    loss += y[i] * cotangent[i];
+    squares += cotangent[i] * cotangent[i];
+    largest_y = std::max(largest_y, std::abs(y[i]));
+  }
+  // Errors of random sign in every y move a sum that cancels by about max|y| |cotangent| times the relative error.
+  check_output("loss", {loss}, ctx().precision == Precision::Fp64 ? 0 : largest_y * std::sqrt(squares));
+}
+
 void GoldenRun::check_gradient(std::string_view name, const std::vector<double>& got) {
   // A gate's gradient is one inner product. Where its terms cancel, its own size says nothing about its error, which is
   // in proportion to the signals that meet in it, as all gradients of the case are.

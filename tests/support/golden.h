@@ -78,7 +78,9 @@ class GoldenRun {
   /// The error within the case's bound for outputs. `scale` replaces |golden| or max|golden| where that is smaller: for
   /// sums whose terms cancel.
   void check_output(std::string_view name, const std::vector<double>& got, double scale = 0);
-  /// The same within the bound for gradients; `name` is the tensor's own, without "grad.".
+  /// Compares the loss of a case that is sum(y * cotangent), from y as it was computed, in the layout of the case.
+  void check_projected_loss(const std::vector<double>& y);
+  /// The same as check_output within the bound for gradients; `name` is the tensor's own, without "grad.".
   void check_gradient(std::string_view name, const std::vector<double>& got);
 
   void finish();

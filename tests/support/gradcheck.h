@@ -31,4 +31,8 @@ struct OpResult {
 /// the worst one. Also checks that accumulating and storing gradients agree.
 [[nodiscard]] double gradcheck(const Op& op, const std::vector<HostTensor>& inputs);
 
+/// max|got - expected| / max|expected|, not divided where nothing is expected; infinite if anything is not finite or if
+/// the sizes differ.
+[[nodiscard]] double relative_error(const std::vector<double>& got, const std::vector<double>& expected);
+
 }  // namespace graft::test

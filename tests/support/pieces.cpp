@@ -9,23 +9,10 @@
 
 #include "ops/advance_length.h"
 #include "tests/support/device.h"
+#include "tests/support/gradcheck.h"
 
 namespace graft::test {
-namespace {
-
-double relative_error(const std::vector<double>& got, const std::vector<double>& expected) {
-  if (got.size() != expected.size()) return std::numeric_limits<double>::infinity();
-  double worst = 0, largest = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    const double difference = std::abs(got[i] - expected[i]);
-    if (!std::isfinite(difference)) return std::numeric_limits<double>::infinity();
-    worst = std::max(worst, difference);
-    largest = std::max(largest, std::abs(expected[i]));
-  }
-  return largest == 0 ? worst : worst / largest;
-}
-
-}  // namespace
+namespace {}  // namespace
 
 Tensor zeros(const Context& ctx, const Shape& shape, DType dtype) {
   Tensor result = ctx.empty_run(shape, dtype, "zeros");

@@ -166,19 +166,6 @@ double largest(const std::vector<double>& values) {
   return result;
 }
 
-/// max|a - b| / max|b|; infinite if anything is not finite.
-double relative_error(const std::vector<double>& a, const std::vector<double>& b) {
-  if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
-  double worst = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const double difference = std::abs(a[i] - b[i]);
-    if (!std::isfinite(difference)) return std::numeric_limits<double>::infinity();
-    worst = std::max(worst, difference);
-  }
-  const double scale = largest(b);
-  return scale == 0 ? worst : worst / scale;
-}
-
 /// <cotangents, outputs> in float64 on the CPU.
 double projected(const TestDevice& device, const Op& op, const std::vector<HostTensor>& inputs,
                  const std::vector<std::vector<double>>& cotangents) {
@@ -216,6 +203,18 @@ double difference_quotient(const TestDevice& device, const Op& op, const std::ve
 }
 
 }  // namespace
+
+double relative_error(const std::vector<double>& got, const std::vector<double>& expected) {
+  if (got.size() != expected.size()) return std::numeric_limits<double>::infinity();
+  double worst = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double difference = std::abs(got[i] - expected[i]);
+    if (!std::isfinite(difference)) return std::numeric_limits<double>::infinity();
+    worst = std::max(worst, difference);
+  }
+  const double scale = largest(expected);
+  return scale == 0 ? worst : worst / scale;
+}
 
 TestDevice::TestDevice(Backend backend, Precision precision, int threads)
     : runtime_(open_runtime({backend, 0}, {threads})), stream_(runtime_->make_stream()) {
