@@ -3,45 +3,29 @@
 #include "cuda/launch.cuh"
 #include "cuda/vec.cuh"
 #include "ops/activation.h"
-#include "ops/relu_formula.h"
-#include "ops/softplus_formula.h"
 
 namespace graft::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 
-template <ActivationKind kKind>
-__device__ __forceinline__ float value_of(float x) {
-  if constexpr (kKind == ActivationKind::Silu) return silu(x);
-  if constexpr (kKind == ActivationKind::Softplus) return softplus(x);
-  return relu(x);
-}
-
-template <ActivationKind kKind>
-__device__ __forceinline__ float slope_of(float x) {
-  if constexpr (kKind == ActivationKind::Silu) return silu_slope(x);
-  if constexpr (kKind == ActivationKind::Softplus) return softplus_slope(x);
-  return relu_slope(x);
-}
-
 /// One 16-byte access a thread; the last thread takes the elements that are left over. Without kAligned every thread
 /// goes element by element.
-template <class T, ActivationKind kKind, bool kAligned>
+template <class T, Activation kKind, bool kAligned>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const T* x, T* y, std::int64_t n) {
   const std::int64_t at = (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVector<T>;
   if (kAligned && at + kVector<T> <= n) {
     float v[kVector<T>];
     load(x + at, v);
 #pragma unroll
-    for (float& value : v) value = value_of<kKind>(value);
+    for (float& value : v) value = activated<kKind>(value);
     store(y + at, v);
   } else {
-    for (std::int64_t i = at; i < min(n, at + kVector<T>); ++i) y[i] = from_float<T>(value_of<kKind>(to_float(x[i])));
+    for (std::int64_t i = at; i < min(n, at + kVector<T>); ++i) y[i] = from_float<T>(activated<kKind>(to_float(x[i])));
   }
 }
 
-template <class T, ActivationKind kKind, bool kAligned>
+template <class T, Activation kKind, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(const T* dy, const T* x, T* dx, bool accumulate, std::int64_t n) {
   const std::int64_t at = (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVector<T>;
@@ -51,38 +35,28 @@ __global__ void __launch_bounds__(kThreads)
     load(dy + at, d);
     if (accumulate) load(dx + at, old);
 #pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) d[i] = old[i] + d[i] * slope_of<kKind>(v[i]);
+    for (int i = 0; i < kVector<T>; ++i) d[i] = old[i] + d[i] * activation_slope<kKind>(v[i]);
     store(dx + at, d);
   } else {
     for (std::int64_t i = at; i < min(n, at + kVector<T>); ++i) {
-      const float d = to_float(dy[i]) * slope_of<kKind>(to_float(x[i]));
+      const float d = to_float(dy[i]) * activation_slope<kKind>(to_float(x[i]));
       dx[i] = from_float<T>(accumulate ? to_float(dx[i]) + d : d);
     }
   }
 }
 
-template <ActivationKind kKind, bool kAligned>
+template <Activation kKind, bool kAligned>
 struct Variant {
-  static constexpr ActivationKind kind = kKind;
+  static constexpr Activation kind = kKind;
   static constexpr bool aligned = kAligned;
 };
 
-template <ActivationKind kKind, class Body>
-void with_alignment(bool aligned, const Body& body) {
-  if (aligned) return body(Variant<kKind, true>{});
-  return body(Variant<kKind, false>{});
-}
-
 template <class Body>
-void with_variant(ActivationKind kind, bool aligned, const Body& body) {
-  switch (kind) {
-    case ActivationKind::Silu:
-      return with_alignment<ActivationKind::Silu>(aligned, body);
-    case ActivationKind::Softplus:
-      return with_alignment<ActivationKind::Softplus>(aligned, body);
-    case ActivationKind::Relu:
-      return with_alignment<ActivationKind::Relu>(aligned, body);
-  }
+void with_variant(Activation activation, bool aligned, const Body& body) {
+  with_activation(activation, [&](auto kind) {
+    if (aligned) return body(Variant<decltype(kind)::value, true>{});
+    body(Variant<decltype(kind)::value, false>{});
+  });
 }
 
 void launch_forward(Stream& stream, const ActivationForward& args) {

@@ -1,129 +1,30 @@
-#include <cstdint>
-
-#include "cuda/launch.cuh"
-#include "cuda/reduce.cuh"
-#include "cuda/vec.cuh"
 #include "ops/binary_cross_entropy.h"
+
+#include "cuda/point_loss.cuh"
 
 namespace graft::cuda {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kBackwardThreads = 256;
+struct BinaryCrossEntropy {
+  BinaryTargets kind;
 
-[[nodiscard]] __device__ __forceinline__ float probability(float target, BinaryTargets kind) {
-  return kind == BinaryTargets::Signs ? 0.5F * target + 0.5F : target;
-}
-
-__device__ __forceinline__ void finish(double sum, double count, float* loss, float* weight) {
-  const double factor = count > 0 ? 1 / count : 0;
-  *loss = static_cast<float>(sum * factor);
-  if (weight != nullptr) *weight = static_cast<float>(factor);
-}
-
-/// A block sums a run of consecutive elements. A single block has the whole sum and finishes at once.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    forward_kernel(const T* predictions, const float* targets, const std::uint8_t* mask, double* partial, float* loss,
-                   float* weight, unsigned elements_a_block, const SquaredErrorLayout layout,
-                   const BinaryTargets kind) {
-  // the op made sure that 32 bits are enough, and 64-bit divisions would take longer than all the rest
-  const auto columns = static_cast<unsigned>(layout.options.columns);
-  const auto points = static_cast<unsigned>(layout.points);
-  const unsigned elements = static_cast<unsigned>(layout.batch) * points * columns;
-  const unsigned first = blockIdx.x * elements_a_block;
-  const unsigned last = min(elements, first + elements_a_block);
-  float sum = 0.F;  // few terms a thread; the threads' sums are added in double
-  int count = 0;
-#pragma unroll 4
-  for (unsigned i = first + threadIdx.x; i < last; i += kThreads) {
-    const unsigned position = i / columns;
-    const unsigned column = i - position * columns;
-    const unsigned prompt = position / points;
-    const unsigned point = position - prompt * points;
-    const float z = to_float(predictions[layout.prediction_at(prompt, point) + column]);
-    const float p = probability(targets[position * layout.target_columns + column], kind);
-    if (mask == nullptr || mask[position] != 0) {
-      sum += fmaxf(z, 0.F) - z * p + log1pf(expf(-fabsf(z)));
-      count += column == 0 || !layout.options.sum_columns ? 1 : 0;
-    }
+  [[nodiscard]] __device__ __forceinline__ float probability(float target) const {
+    return kind == BinaryTargets::Signs ? 0.5F * target + 0.5F : target;
   }
-  const double block_total = block_sum<kThreads>(static_cast<double>(sum));
-  const double block_count = block_sum<kThreads>(static_cast<double>(count));
-  if (threadIdx.x != 0) return;
-  if (gridDim.x == 1) {
-    finish(block_total, block_count, loss, weight);
-  } else {
-    partial[2 * blockIdx.x] = block_total;
-    partial[2 * blockIdx.x + 1] = block_count;
+  [[nodiscard]] __device__ __forceinline__ float value(float z, float target) const {
+    return fmaxf(z, 0.F) - z * probability(target) + log1pf(expf(-fabsf(z)));
   }
-}
-
-__global__ void __launch_bounds__(kWarp) finish_kernel(const double* partial, int blocks, float* loss, float* weight) {
-  double sum = 0;
-  double count = 0;
-  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kWarp) {
-    sum += partial[2 * block];
-    count += partial[2 * block + 1];
+  [[nodiscard]] __device__ __forceinline__ float slope(float z, float target) const {
+    return 1.F / (1.F + expf(-z)) - probability(target);
   }
-  sum = warp_sum(sum);
-  count = warp_sum(count);
-  if (threadIdx.x == 0) finish(sum, count, loss, weight);
-}
-
-/// A thread has one element of dpredictions, zero or not.
-template <class T>
-__global__ void __launch_bounds__(kBackwardThreads)
-    backward_kernel(const float* dloss, const float* weight, const T* predictions, const float* targets,
-                    const std::uint8_t* mask, T* dpredictions, bool accumulate, const SquaredErrorLayout layout,
-                    const BinaryTargets kind) {
-  const auto stored = static_cast<unsigned>(layout.stored_columns);
-  const auto tokens = static_cast<unsigned>(layout.tokens);
-  const unsigned i = blockIdx.x * kBackwardThreads + threadIdx.x;
-  if (i >= static_cast<unsigned>(layout.batch) * tokens * stored) return;
-  const unsigned row = i / stored;
-  const unsigned column = i - row * stored;
-  float d = 0.F;
-  if (column < layout.options.columns) {
-    const unsigned prompt = row / tokens;
-    const int point = layout.point_of(static_cast<int>(row - prompt * tokens));
-    const std::int64_t position = prompt * layout.points + point;
-    if (point >= 0 && (mask == nullptr || mask[position] != 0)) {
-      const float p = probability(targets[position * layout.target_columns + column], kind);
-      d = *dloss * *weight * (1.F / (1.F + expf(-to_float(predictions[i]))) - p);
-    }
-  }
-  dpredictions[i] = from_float<T>(accumulate ? to_float(dpredictions[i]) + d : d);
-}
+};
 
 void launch_forward(Stream& stream, const BinaryCrossEntropyForward& args) {
-  const std::int64_t elements = args.layout.elements();
-  const std::int64_t blocks = squared_error_blocks(elements);
-  with_type(args.predictions.dtype, "binary_cross_entropy_forward", [&](auto type) {
-    using T = typename decltype(type)::type;
-    forward_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, handle(stream)>>>(
-        args.predictions.as<T>(), args.targets.as<float>(), args.mask.as<std::uint8_t>(), args.partial.as<double>(),
-        args.loss.as<float>(), args.weight.as<float>(), static_cast<unsigned>(ceil_div(elements, blocks)), args.layout,
-        args.kind);
-  });
-  check(cudaGetLastError());
-  if (blocks == 1) return;
-  finish_kernel<<<1, kWarp, 0, handle(stream)>>>(args.partial.as<double>(), static_cast<int>(blocks),
-                                                 args.loss.as<float>(), args.weight.as<float>());
-  check(cudaGetLastError());
+  point_loss::launch_forward(stream, args, BinaryCrossEntropy{args.kind}, "binary_cross_entropy_forward");
 }
 
 void launch_backward(Stream& stream, const BinaryCrossEntropyBackward& args) {
-  if (!args.dpredictions) return;
-  with_type(args.predictions.dtype, "binary_cross_entropy_backward", [&](auto type) {
-    using T = typename decltype(type)::type;
-    backward_kernel<T>
-        <<<blocks_for(args.predictions.shape.elements(), kBackwardThreads), kBackwardThreads, 0, handle(stream)>>>(
-            args.dloss.as<float>(), args.weight.as<float>(), args.predictions.as<T>(), args.targets.as<float>(),
-            args.mask.as<std::uint8_t>(), args.dpredictions.view.as<T>(), args.dpredictions.accumulate, args.layout,
-            args.kind);
-  });
-  check(cudaGetLastError());
+  point_loss::launch_backward(stream, args, BinaryCrossEntropy{args.kind}, "binary_cross_entropy_backward");
 }
 
 const Register forward{binary_cross_entropy_forward, Backend::Cuda, launch_forward};

@@ -28,7 +28,7 @@ struct Type {
 
 /// Calls body(Type<T>{}) with the device type of a float32 or bfloat16 dtype. `kernel` names the caller
 /// in the DeviceError that any other dtype gets.
-///   with_type(args.x.dtype, "gelu", [&](auto type) { using T = typename decltype(type)::type; ... });
+///   with_type(args.x.dtype, "activation", [&](auto type) { using T = typename decltype(type)::type; ... });
 template <class Body>
 void with_type(DType dtype, const char* kernel, Body&& body) {
   switch (dtype) {

@@ -4,7 +4,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/vec.cuh"
-#include "ops/gelu_formula.h"
+#include "ops/activation_formula.h"
 
 namespace graft::cuda {
 namespace {
@@ -13,35 +13,10 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kEach = 8;  // neighbouring columns a thread takes where rows are aligned, else 1
 
-template <Activation kActivation>
-__device__ __forceinline__ float activated(float x) {
-  if constexpr (kActivation == Activation::GeluTanh) return gelu_tanh(x);
-  if constexpr (kActivation == Activation::GeluErf) return gelu_erf(x);
-  return x;
-}
-
-template <Activation kActivation>
-__device__ __forceinline__ float slope(float x) {
-  if constexpr (kActivation == Activation::GeluTanh) return gelu_tanh_slope(x);
-  if constexpr (kActivation == Activation::GeluErf) return gelu_erf_slope(x);
-  return 1.F;
-}
-
-/// Calls body with the activation as a constant.
-template <Activation kValue>
-struct ActivationConstant {
-  static constexpr Activation value = kValue;
-};
+/// Calls body with the activation as a constant: one of those that linear maps take along.
 template <class Body>
-void with_activation(Activation activation, Body&& body) {
-  switch (activation) {
-    case Activation::None:
-      return body(ActivationConstant<Activation::None>{});
-    case Activation::GeluTanh:
-      return body(ActivationConstant<Activation::GeluTanh>{});
-    case Activation::GeluErf:
-      return body(ActivationConstant<Activation::GeluErf>{});
-  }
+void with_fused_activation(Activation activation, const Body& body) {
+  with_one_of<Activation::None, Activation::GeluTanh, Activation::GeluErf>(activation, body);
 }
 
 // ---- after a forward product: bias and activation -------------------------------------------------------
@@ -76,7 +51,7 @@ void launch_finish_forward(Stream& stream, ConstView product, ConstView bias, Vi
     using T = typename decltype(type)::type;
     with_type(bias ? bias.dtype : product.dtype, "linear_forward", [&](auto bias_type) {
       using B = typename decltype(bias_type)::type;
-      with_activation(activation, [&](auto act) {
+      with_fused_activation(activation, [&](auto act) {
         constexpr Activation kActivation = decltype(act)::value;
         const auto launch = [&](auto kernel, int each) {
           kernel<<<blocks_for(elements, kThreads * each), kThreads, 0, handle(stream)>>>(
@@ -118,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
         float argument[kVec];
         load(pre + row * columns + column, argument);
 #pragma unroll
-        for (int i = 0; i < kVec; ++i) value[i] *= slope<kActivation>(argument[i]);
+        for (int i = 0; i < kVec; ++i) value[i] *= activation_slope<kActivation>(argument[i]);
         store(matrix + row * columns + column, value);
       }
 #pragma unroll
@@ -175,7 +150,7 @@ void launch_sum_rows(Stream& stream, View matrix, ConstView pre, Activation acti
   const bool aligned = columns % kEach == 0 && is_aligned16(matrix.data) && is_aligned16(pre.data);
   with_type(matrix.dtype, kernel_name, [&](auto type) {
     using T = typename decltype(type)::type;
-    with_activation(activation, [&](auto act) {
+    with_fused_activation(activation, [&](auto act) {
       constexpr Activation kActivation = decltype(act)::value;
       const auto launch = [&](auto kernel, int each) {
         const dim3 grid(blocks_for(columns, std::int64_t{kWarp} * each), static_cast<unsigned>(parts));

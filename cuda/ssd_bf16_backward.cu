@@ -322,23 +322,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocksPerSm) gradients_kernel(
           direct[own_row] = reach[0] * dot[0];
           direct[own_row + 8] = reach[1] * dot[1];
         }
-        const std::uint32_t left = left_address(b, stride, first);
-        const std::uint32_t right = right_address(after, stride, 0);
-        for (int k = 0; k < depth; ++k) {
-          std::uint32_t a[4];
-          attention::load_matrices(left + static_cast<std::uint32_t>(k * 32), a);
-#pragma unroll
-          for (int n = 0; n < kHeadDim / 8; n += 2) {
-            std::uint32_t m[4];
-            attention::load_matrices(right + static_cast<std::uint32_t>(n * 8 * stride + k * 32), m);
-            multiply(dx[n], dx[n + 1], a, m);
-          }
-        }
-#pragma unroll
-        for (int n = 0; n < kHeadDim / 8; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) dx[n][i] *= factor[i >> 1];
-        }
+        multiply_state(dx, left_address(b, stride, first), right_address(after, stride, 0), stride, depth);
+        scale_rows(dx, factor);
       }
 
       std::uint32_t values[kHeadDim / 16][4];  // x_j
@@ -353,13 +338,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocksPerSm) gradients_kernel(
       float later_tiles[2] = {0.F, 0.F};  // sums of V over i of later tiles
       for (int other = tile; other < tiles; ++other) {
         float key[2][4] = {}, theta[2][4] = {};  // [j, i]
-        const std::uint32_t right = right_address(c, stride, other * 16);
-        for (int k = 0; k < depth; ++k) {
-          std::uint32_t a[4], m[4];
-          attention::load_matrices(left + static_cast<std::uint32_t>(k * 32), a);
-          attention::load_matrices(right + static_cast<std::uint32_t>(k * 32), m);
-          multiply(key[0], key[1], a, m);
-        }
+        multiply_rows(key, left, right_address(c, stride, other * 16), depth);
         const std::uint32_t gradient = right_address(dy, kStride, other * 16);
 #pragma unroll
         for (int k = 0; k < kHeadDim / 16; ++k) {
@@ -389,15 +368,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocksPerSm) gradients_kernel(
             key[n][i] = kept * size[half];
           }
         }
-        std::uint32_t a[4];
-        pack_left(a, key);
-        const std::uint32_t gradients = left_address(dy, kStride, other * 16);
-#pragma unroll
-        for (int n = 0; n < kHeadDim / 8; n += 2) {
-          std::uint32_t m[4];
-          attention::load_matrices_transposed(gradients + static_cast<std::uint32_t>(n * 16), m);
-          multiply(dx[n], dx[n + 1], a, m);
-        }
+        multiply_values(dx, key, left_address(dy, kStride, other * 16));
         float4* const to = dk + tile_index(tile, other, tiles) * 64 + lane;
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
@@ -552,15 +523,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocksPerSm) gradients_kernel(
             a[2] = transpose(upper);
             a[3] = transpose(a[3]);
           }
-          const std::uint32_t right =
-              left_address(of_b ? c : b, stride, other * 16) + static_cast<std::uint32_t>(n0 * 2);
-          std::uint32_t m[4];
-          attention::load_matrices_transposed(right, m);
-          multiply(sum[0], sum[1], a, m);
-          if (wide) {
-            attention::load_matrices_transposed(right + 32, m);
-            multiply(sum[2], sum[3], a, m);
-          }
+          multiply_columns(sum, a, left_address(of_b ? c : b, stride, other * 16) + static_cast<std::uint32_t>(n0 * 2),
+                           wide);
         }
 #pragma unroll
         for (int n = 0; n < 4; ++n) {

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) states_kernel(const StatesLayout lay
     const std::uint32_t right = left_address(columns, column_stride, 0) + static_cast<std::uint32_t>(n0 * 2);
     float sum[4][4] = {};
     for (int tile = 0; tile < tiles; ++tile) {
-      std::uint32_t a[4], b[4];
+      std::uint32_t a[4];
       attention::load_matrices_transposed(left + static_cast<std::uint32_t>(tile * 16 * row_stride), a);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -89,13 +89,7 @@ __global__ void __launch_bounds__(kThreads) states_kernel(const StatesLayout lay
         const float2 v = unpack(a[i]);
         a[i] = Product::pack(v.x * weight.x, v.y * weight.y);
       }
-      const std::uint32_t at_tile = right + static_cast<std::uint32_t>(tile * 16 * column_stride);
-      attention::load_matrices_transposed(at_tile, b);
-      multiply(sum[0], sum[1], a, b);
-      if (wide) {
-        attention::load_matrices_transposed(at_tile + 32, b);
-        multiply(sum[2], sum[3], a, b);
-      }
+      multiply_columns(sum, a, right + static_cast<std::uint32_t>(tile * 16 * column_stride), wide);
     }
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
@@ -177,33 +171,12 @@ __global__ void __launch_bounds__(kThreads, kHeadDim <= 64 ? 4 : 2) outputs_kern
     const float own[2] = {decay[tile * 16 + (lane >> 2)], decay[tile * 16 + (lane >> 2) + 8]};
     float y[kHeadDim / 8][4] = {};
     if (has_state) {
-      const std::uint32_t right = right_address(state, stride, 0);
-      for (int k = 0; k < depth; ++k) {
-        std::uint32_t a[4];
-        attention::load_matrices(left + static_cast<std::uint32_t>(k * 32), a);
-#pragma unroll
-        for (int n = 0; n < kHeadDim / 8; n += 2) {
-          std::uint32_t m[4];
-          attention::load_matrices(right + static_cast<std::uint32_t>(n * 8 * stride + k * 32), m);
-          multiply(y[n], y[n + 1], a, m);
-        }
-      }
-      const float factor[2] = {fast_exp2(own[0]), fast_exp2(own[1])};
-#pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) y[n][i] *= factor[i >> 1];
-      }
+      multiply_state(y, left, right_address(state, stride, 0), stride, depth);
+      scale_rows(y, {fast_exp2(own[0]), fast_exp2(own[1])});
     }
     for (int other = 0; other <= tile; ++other) {
       float s[2][4] = {};
-      const std::uint32_t right = right_address(b, stride, other * 16);
-      for (int k = 0; k < depth; ++k) {
-        std::uint32_t a[4], m[4];
-        attention::load_matrices(left + static_cast<std::uint32_t>(k * 32), a);
-        attention::load_matrices(right + static_cast<std::uint32_t>(k * 32), m);
-        multiply(s[0], s[1], a, m);
-      }
+      multiply_rows(s, left, right_address(b, stride, other * 16), depth);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int column = 8 * n + 2 * (lane & 3);
@@ -218,15 +191,7 @@ __global__ void __launch_bounds__(kThreads, kHeadDim <= 64 ? 4 : 2) outputs_kern
           s[n][i] = later ? 0.F : s[n][i] * weight;
         }
       }
-      std::uint32_t a[4];
-      pack_left(a, s);
-      const std::uint32_t values = left_address(x, kStride, other * 16);
-#pragma unroll
-      for (int n = 0; n < kHeadDim / 8; n += 2) {
-        std::uint32_t m[4];
-        attention::load_matrices_transposed(values + static_cast<std::uint32_t>(n * 16), m);
-        multiply(y[n], y[n + 1], a, m);
-      }
+      multiply_values(y, s, left_address(x, kStride, other * 16));
     }
     for_each_four(y, [&](int row, int column, const float(&sum)[4]) {
       const int step = tile * 16 + row;

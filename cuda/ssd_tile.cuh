@@ -89,6 +89,69 @@ __device__ __forceinline__ void pack_left(std::uint32_t (&left)[4], const float 
   left[3] = Product::pack(s[1][2], s[1][3]);
 }
 
+/// sum [16, 32] += left times columns [0, 32) of 16 rows, or their first half alone; right: left_address() of the rows.
+__device__ __forceinline__ void multiply_columns(float (&sum)[4][4], const std::uint32_t (&left)[4],
+                                                 std::uint32_t right, bool both) {
+  std::uint32_t m[4];
+  attention::load_matrices_transposed(right, m);
+  multiply(sum[0], sum[1], left, m);
+  if (both) {
+    attention::load_matrices_transposed(right + 32, m);
+    multiply(sum[2], sum[3], left, m);
+  }
+}
+
+/// sum [16, 16] += left times right^T over 16 * depth columns, both 16 rows of tiles: the products of B and C.
+__device__ __forceinline__ void multiply_rows(float (&sum)[2][4], std::uint32_t left, std::uint32_t right, int depth) {
+  for (int k = 0; k < depth; ++k) {
+    std::uint32_t a[4], m[4];
+    attention::load_matrices(left + static_cast<std::uint32_t>(k * 32), a);
+    attention::load_matrices(right + static_cast<std::uint32_t>(k * 32), m);
+    multiply(sum[0], sum[1], a, m);
+  }
+}
+
+/// sum [16, kTiles * 8] += left times the 16 rows of a tile; right: left_address() of the rows.
+template <int kTiles>
+__device__ __forceinline__ void multiply_values(float (&sum)[kTiles][4], const float (&left)[2][4],
+                                                std::uint32_t right) {
+  std::uint32_t a[4];
+  pack_left(a, left);
+#pragma unroll
+  for (int n = 0; n < kTiles; n += 2) {
+    std::uint32_t m[4];
+    attention::load_matrices_transposed(right + static_cast<std::uint32_t>(n * 16), m);
+    multiply(sum[n], sum[n + 1], a, m);
+  }
+}
+
+/// sum [16, kTiles * 8] += left times a state [P, N] transposed, over its 16 * depth columns; right: right_address() of
+/// the state's row 0, whose rows are `stride` bytes apart.
+template <int kTiles>
+__device__ __forceinline__ void multiply_state(float (&sum)[kTiles][4], std::uint32_t left, std::uint32_t right,
+                                               int stride, int depth) {
+  for (int k = 0; k < depth; ++k) {
+    std::uint32_t a[4];
+    attention::load_matrices(left + static_cast<std::uint32_t>(k * 32), a);
+#pragma unroll
+    for (int n = 0; n < kTiles; n += 2) {
+      std::uint32_t m[4];
+      attention::load_matrices(right + static_cast<std::uint32_t>(n * 8 * stride + k * 32), m);
+      multiply(sum[n], sum[n + 1], a, m);
+    }
+  }
+}
+
+/// The rows of a product times factors, of which a lane has those of its two rows.
+template <int kTiles>
+__device__ __forceinline__ void scale_rows(float (&sum)[kTiles][4], const float (&factor)[2]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[n][i] *= factor[i >> 1];
+  }
+}
+
 /// The row blocks of a warp in a chunk of `tiles`: one each where there are enough warps, else one from each end,
 /// so that rows that see much go together with rows that see little. Negative: none.
 [[nodiscard]] __device__ __forceinline__ int row_tile(int slot, int warp, int warps, int tiles) {

@@ -6,11 +6,11 @@
 #include "engine/require.h"
 #include "models/mixer_state.h"
 #include "models/ssm_init.h"
+#include "ops/activation.h"
 #include "ops/causal_conv1d.h"
 #include "ops/decode_conv1d.h"
 #include "ops/decode_s4d.h"
 #include "ops/dropout.h"
-#include "ops/gelu.h"
 #include "ops/glu.h"
 
 namespace graft {
@@ -94,7 +94,7 @@ S4Mixer::S4Mixer(ParameterStore& store, const std::string& scope, const ModelCon
       out_(store, scope + ".out", config.width, 2 * config.width, default_linear_init(config.width)) {}
 
 Tensor S4Mixer::operator()(const Context& ctx, const Tensor& x) const {
-  return glu(ctx, out_(ctx, gelu(ctx, s4d(ctx, x, layer_.parameters(ctx)), GeluKind::Erf)));
+  return glu(ctx, out_(ctx, activation(ctx, s4d(ctx, x, layer_.parameters(ctx)), Activation::GeluErf)));
 }
 
 MixerState S4Mixer::make_state(const Context& ctx, std::int64_t batch, std::int64_t) const {
@@ -104,7 +104,7 @@ MixerState S4Mixer::make_state(const Context& ctx, std::int64_t batch, std::int6
 Tensor S4Mixer::extend(const Context& ctx, const Tensor& x, const MixerState& state, const Tensor&) const {
   require_parts(state, 1, "s4");
   const Tensor y = extend_s4d(ctx, x, layer_.parameters(ctx), {}, state.parts[0]);
-  return glu(ctx, out_(ctx, gelu(ctx, y, GeluKind::Erf)));
+  return glu(ctx, out_(ctx, activation(ctx, y, Activation::GeluErf)));
 }
 
 double S4Mixer::forward_flops(std::int64_t tokens) const {

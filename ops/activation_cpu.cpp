@@ -1,29 +1,20 @@
 #include "ops/activation.h"
 #include "ops/elementwise_cpu.h"
-#include "ops/relu_formula.h"
-#include "ops/softplus_formula.h"
 
 namespace graft {
 namespace {
 
-template <class A>
-A value_of(A x, ActivationKind kind) {
-  if (kind == ActivationKind::Silu) return silu(x);
-  return kind == ActivationKind::Softplus ? softplus(x) : relu(x);
-}
-
-template <class A>
-A slope_of(A x, ActivationKind kind) {
-  if (kind == ActivationKind::Silu) return silu_slope(x);
-  return kind == ActivationKind::Softplus ? softplus_slope(x) : relu_slope(x);
-}
-
 void forward(Stream& stream, const ActivationForward& args) {
-  elementwise_forward(stream, args.x, args.y, [kind = args.kind](auto x) { return value_of(x, kind); });
+  with_activation(args.kind, [&](auto kind) {
+    elementwise_forward(stream, args.x, args.y, [](auto x) { return activated<decltype(kind)::value>(x); });
+  });
 }
 
 void backward(Stream& stream, const ActivationBackward& args) {
-  elementwise_backward(stream, args.x, args.dy, args.dx, [kind = args.kind](auto x) { return slope_of(x, kind); });
+  with_activation(args.kind, [&](auto kind) {
+    elementwise_backward(stream, args.x, args.dy, args.dx,
+                         [](auto x) { return activation_slope<decltype(kind)::value>(x); });
+  });
 }
 
 const Register registered_forward{activation_forward, Backend::Cpu, forward};

@@ -42,10 +42,10 @@ inline constinit Kernel<BinaryCrossEntropyBackward> binary_cross_entropy_backwar
 ///   loss = sum over scored (b, i) and c of [max(z, 0) - z p + log(1 + exp(-|z|))] / terms,
 ///   z = predictions[b, stride * i + offset, c],  terms = scored positions * columns, or scored positions alone with
 ///   positions.sum_columns. Neither overflows nor cancels, whatever z.
-///   predictions  [B, T, stored]      the compute or stream dtype; only the first `columns` columns are read
+///   predictions  [B, T, stored]      the compute or stream dtype
 ///   targets      [B, N, >= columns]  the stream dtype; p = (target + 1) / 2 for Signs, p = target for Probabilities
 ///   mask         [B, N]              uint8, 1 = the position counts; or an empty tensor: all do
-///   positions    which token predicts which target, as for squared_error()
+///   positions    which token predicts which target, and which columns count, as for squared_error()
 ///   returns      []                  the stream dtype
 /// The loss (and every gradient) is 0 if nothing is scored. Saves predictions, targets and mask. Backward,
 /// (sigmoid(z) - p) / terms, writes dpredictions whole: 0 wherever nothing was read.

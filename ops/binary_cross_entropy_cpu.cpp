@@ -1,80 +1,26 @@
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <vector>
 
-#include "engine/cpu_stream.h"
 #include "ops/binary_cross_entropy.h"
-#include "ops/rows_cpu.h"
+#include "ops/point_loss_cpu.h"
 #include "ops/silu_formula.h"
 
 namespace graft {
 namespace {
-
-bool scored(const ConstView& mask, std::int64_t position) { return !mask || mask.as<std::uint8_t>()[position] != 0; }
 
 double probability(double target, BinaryTargets kind) {
   return kind == BinaryTargets::Signs ? 0.5 * target + 0.5 : target;
 }
 
 void forward(Stream& stream, const BinaryCrossEntropyForward& args) {
-  const SquaredErrorLayout& layout = args.layout;
-  const std::int64_t elements = layout.elements();
-  const std::int64_t columns = layout.options.columns;
-  const std::int64_t blocks = squared_error_blocks(elements);
-  const std::int64_t elements_a_block = ceil_div(elements, blocks);
-  auto* const partial = args.partial.as<double>();
-  parallel_blocks(stream, blocks, [&](std::int64_t block) {
-    double sum = 0;
-    double count = 0;
-    const std::int64_t last = std::min(elements, (block + 1) * elements_a_block);
-    for (std::int64_t i = block * elements_a_block; i < last; ++i) {
-      const std::int64_t position = i / columns;
-      const std::int64_t column = i % columns;
-      if (!scored(args.mask, position)) continue;
-      const std::int64_t at = layout.prediction_at(position / layout.points, position % layout.points) + column;
-      const double z = load_element<double>(args.predictions, at);
-      const double p =
-          probability(load_element<double>(args.targets, position * layout.target_columns + column), args.kind);
-      sum += std::max(z, 0.0) - z * p + std::log1p(std::exp(-std::abs(z)));
-      count += column == 0 || !layout.options.sum_columns ? 1 : 0;
-    }
-    partial[2 * block] = sum;
-    partial[2 * block + 1] = count;
+  point_loss_forward(stream, args, [kind = args.kind](double z, double target) {
+    return std::max(z, 0.0) - z * probability(target, kind) + std::log1p(std::exp(-std::abs(z)));
   });
-  double sum = 0;
-  double count = 0;
-  for (std::int64_t block = 0; block < blocks; ++block) {
-    sum += partial[2 * block];
-    count += partial[2 * block + 1];
-  }
-  const double weight = count > 0 ? 1 / count : 0;
-  const double loss = sum * weight;
-  store_row(args.loss, 0, 1, &loss);
-  if (args.weight) store_row(args.weight, 0, 1, &weight);
 }
 
 void backward(Stream& stream, const BinaryCrossEntropyBackward& args) {
-  if (!args.dpredictions) return;
-  const SquaredErrorLayout& layout = args.layout;
-  const double scale = load_element<double>(args.dloss, 0) * load_element<double>(args.weight, 0);
-  parallel_for(stream, layout.batch * layout.tokens, 64, [&](std::int64_t first, std::int64_t last) {
-    std::vector<double> row(static_cast<std::size_t>(layout.stored_columns));
-    for (std::int64_t i = first; i < last; ++i) {
-      std::fill(row.begin(), row.end(), 0.0);
-      const int point = layout.point_of(static_cast<int>(i % layout.tokens));
-      const std::int64_t position = i / layout.tokens * layout.points + point;
-      if (point >= 0 && scored(args.mask, position)) {
-        for (std::int64_t c = 0; c < layout.options.columns; ++c) {
-          const double z = load_element<double>(args.predictions, i * layout.stored_columns + c);
-          const double p =
-              probability(load_element<double>(args.targets, position * layout.target_columns + c), args.kind);
-          row[static_cast<std::size_t>(c)] = scale * (sigmoid(z) - p);
-        }
-      }
-      store_gradient(args.dpredictions, i * layout.stored_columns, layout.stored_columns, row.data());
-    }
-  });
+  point_loss_backward(stream, args,
+                      [kind = args.kind](double z, double target) { return sigmoid(z) - probability(target, kind); });
 }
 
 const Register registered_forward{binary_cross_entropy_forward, Backend::Cpu, forward};

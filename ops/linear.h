@@ -5,11 +5,9 @@
 #include "engine/context.h"
 #include "engine/kernel.h"
 #include "engine/tensor.h"
+#include "ops/activation_formula.h"
 
 namespace graft {
-
-/// What follows a linear map inside one kernel call.
-enum class Activation : std::uint8_t { None, GeluTanh, GeluErf };
 
 /// Which elementwise work is offered to the matrix library's epilogues instead of going through kernels of ours (on
 /// CUDA; the CPU computes the same either way). A bias always is. Where the library cannot, our kernels do it.
@@ -38,10 +36,10 @@ inline constexpr std::int64_t kColumnSumParts = 128;
 // In all blocks, x, dx, y, dy and pre count as matrices [rows, columns], whatever their rank.
 
 struct LinearForward {
-  ConstView x, weight, bias;  // [rows, in], [out, in], [out] or empty
-  View y;                     // [rows, out]
-  View pre;                   // [rows, out]: x W^T + b before the activation; empty: not kept
-  Activation activation = Activation::None;
+  ConstView x, weight, bias;                 // [rows, in], [out, in], [out] or empty
+  View y;                                    // [rows, out]
+  View pre;                                  // [rows, out]: x W^T + b before the activation; empty: not kept
+  Activation activation = Activation::None;  // or GeluTanh, GeluErf
   Precision precision = Precision::Fp32;
   FusedEpilogues fused;
 };
@@ -53,7 +51,7 @@ struct LinearBackwardData {
   GradTarget dx_sums;    // [in]: column sums of dx, the bias gradient of the layer before; only with an activation
   View scratch;          // [column_sum_parts(rows), in] in the accumulation dtype, with dx_sums
   View transposed;       // [in, out] scratch for the transpose of the weight, or empty: the product reads it as it lies
-  Activation activation = Activation::None;
+  Activation activation = Activation::None;  // or GeluTanh, GeluErf
   Precision precision = Precision::Fp32;
   FusedEpilogues fused;
 };

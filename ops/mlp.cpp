@@ -64,7 +64,8 @@ Tensor mlp(const Context& ctx, const Tensor& x, const MlpWeights& weights, Activ
 
 Tensor mlp(const Context& ctx, const Tensor& x, const MlpWeights& weights, Activation activation,
            const FusedEpilogues& fused) {
-  require(activation != Activation::None, "mlp: the activation is none, expected gelu (two linear maps without one)");
+  require(activation == Activation::GeluTanh || activation == Activation::GeluErf,
+          "mlp: the activation is {}, expected gelu_tanh or gelu_erf", name_of(activation));
   require_linear(ctx, "mlp", x, weights.weight1, weights.bias1, "weight1", "bias1");
   const DType compute = ctx.compute_dtype();
   const Shape hidden_shape = x.shape().with_columns(weights.weight1.shape()[0]);

@@ -14,7 +14,7 @@ struct Size {
 };
 constexpr Size kSizes[] = {{5248, 512}, {5248, 1024}, {12928, 1024}};
 
-Setup activation_work(Size size, ActivationKind kind, bool backward) {
+Setup activation_work(Size size, Activation kind, bool backward) {
   return [=](const Context& ctx) -> Work {
     const Tensor x = random_tensor(ctx, {size.rows, size.width}, ctx.compute_dtype(), 1);
     const Tensor dy = random_tensor(ctx, x.shape(), x.dtype(), 2);
@@ -32,9 +32,8 @@ Setup activation_work(Size size, ActivationKind kind, bool backward) {
 
 const bool registered = [] {
   for (const Size& size : kSizes) {
-    for (const ActivationKind kind : {ActivationKind::Silu, ActivationKind::Softplus}) {
-      const std::string shape =
-          fmt::format("{}/{}x{}", kind == ActivationKind::Silu ? "silu" : "softplus", size.rows, size.width);
+    for (const Activation kind : {Activation::Silu, Activation::Softplus, Activation::GeluTanh, Activation::GeluErf}) {
+      const std::string shape = fmt::format("{}/{}x{}", name_of(kind), size.rows, size.width);
       Add("activation/forward/" + shape, {Precision::Fp32, Precision::Bf16}, activation_work(size, kind, false));
       Add("activation/backward/" + shape, {Precision::Fp32, Precision::Bf16}, activation_work(size, kind, true));
     }

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <initializer_list>
 #include <vector>
 
 #include "bench/support/bench.h"
@@ -22,12 +21,6 @@ struct Size {
 constexpr Size kSizes[] = {{64, 82, 1024, 0, 512},   {64, 202, 1024, 0, 512},     {64, 110, 4096, 0, 2048},
                            {64, 205, 4096, 0, 2048}, {64, 110, 4160, 2048, 2080}, {1, 8192, 4096, 0, 2048}};
 constexpr std::int64_t kWidth = 4;
-
-double bytes_of(std::initializer_list<Tensor> tensors) {
-  double bytes = 0;
-  for (const Tensor& tensor : tensors) bytes += static_cast<double>(tensor.bytes());
-  return bytes;
-}
 
 Setup forward(Size size) {
   return [=](const Context& ctx) -> Work {

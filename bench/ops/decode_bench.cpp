@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <initializer_list>
 #include <limits>
 #include <vector>
 
@@ -30,12 +29,6 @@ namespace graft::bench {
 namespace {
 
 const std::vector<Precision> kPrecisions = {Precision::Fp32, Precision::Bf16};
-
-double bytes_of(std::initializer_list<Tensor> tensors) {
-  double bytes = 0;
-  for (const Tensor& tensor : tensors) bytes += static_cast<double>(tensor.bytes());
-  return bytes;
-}
 
 Tensor zeros(const Context& ctx, const Shape& shape, DType dtype) {
   Tensor result = ctx.empty_run(shape, dtype, "zeros");
@@ -97,7 +90,7 @@ Setup scan(std::int64_t batch, std::int64_t tokens, std::int64_t channels, std::
     args.dt_max = std::numeric_limits<double>::infinity();
     const std::vector<Tensor> kept = {x, dt, bc, a_log, bias, skip, z, state, y};
     const auto run = [args, kept](const Context& r) { scan_extension(r, args); };
-    const double bytes = bytes_of({x, dt, bc, a_log, bias, skip, state, state, y}) + (mamba ? bytes_of({z}) : 0.0);
+    const double bytes = bytes_of({x, dt, bc, a_log, bias, skip, state, state, y, z});
     return {run, bytes, 6 * static_cast<double>(batch * tokens * channels * states)};
   };
 }

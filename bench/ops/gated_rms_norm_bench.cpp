@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <initializer_list>
 #include <vector>
 
 #include "bench/support/bench.h"
@@ -19,12 +18,6 @@ struct Size {
 // 64 sequences of 82 tokens, width 512; of 109 and 205 tokens, width 2048; the latter in groups
 constexpr Size kSizes[] = {
     {5248, 512, 1088, 512}, {6976, 2048, 4160, 2048}, {13120, 2048, 4160, 2048}, {6976, 2048, 4160, 256}};
-
-double bytes_of(std::initializer_list<Tensor> tensors) {
-  double bytes = 0;
-  for (const Tensor& tensor : tensors) bytes += static_cast<double>(tensor.bytes());
-  return bytes;
-}
 
 struct Inputs {
   Inputs(const Context& ctx, Size size)

@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include <initializer_list>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -34,14 +33,6 @@ std::string dimensions(const Size& size) { return fmt::format("{}x{}x{}", size.r
 
 double flops_of(const Size& size) {
   return 2.0 * static_cast<double>(size.rows) * static_cast<double>(size.in) * static_cast<double>(size.out);
-}
-
-double bytes_of(std::initializer_list<Tensor> tensors) {
-  double bytes = 0;
-  for (const Tensor& tensor : tensors) {
-    if (tensor) bytes += static_cast<double>(tensor.bytes());
-  }
-  return bytes;
 }
 
 FusedEpilogues all(bool fused) { return {fused, fused, fused}; }

@@ -4,6 +4,7 @@
 
 #include "bench/support/bench.h"
 #include "engine/stream.h"
+#include "ops/binary_cross_entropy.h"
 #include "ops/cross_entropy.h"
 #include "ops/squared_error.h"
 
@@ -12,8 +13,11 @@
 namespace graft::bench {
 namespace {
 
-Setup squared_error_work(std::int64_t points, bool backward) {
-  return [=](const Context& ctx) -> Work {
+/// Losses of predictions at chosen tokens; the kernels of the two have the same arguments, as far as these go.
+template <class Forward, class Backward>
+Setup point_loss_work(std::int64_t points, const Kernel<Forward>& forward, const Kernel<Backward>& backward,
+                      bool is_backward) {
+  return [=, &forward, &backward](const Context& ctx) -> Work {
     constexpr std::int64_t kBatch = 64, kStored = 8;
     const DType stream = ctx.stream_dtype();
     const Tensor predictions = random_tensor(ctx, {kBatch, 2 * points, kStored}, ctx.compute_dtype(), 1);
@@ -23,28 +27,28 @@ Setup squared_error_work(std::int64_t points, bool backward) {
     const Tensor gradient = ctx.empty_run(predictions.shape(), predictions.dtype(), "gradient");
     const Tensor partial = ctx.empty_run({squared_error_blocks(targets.elements()), 2}, DType::F64, "partial");
     const SquaredErrorLayout layout{kBatch, 2 * points, kStored, points, 1, {.columns = 1, .position_stride = 2}};
-    const auto run = [=](const Context& c) {
-      if (backward) {
-        squared_error_backward(c, {dloss.view(),
-                                   predictions.view(),
-                                   targets.view(),
-                                   {},
-                                   weight.view(),
-                                   GradTarget{gradient.mutable_view(), false},
-                                   layout});
+    const auto run = [=, &forward, &backward](const Context& c) {
+      if (is_backward) {
+        backward(c, Backward{.dloss = dloss.view(),
+                             .predictions = predictions.view(),
+                             .targets = targets.view(),
+                             .mask = {},
+                             .weight = weight.view(),
+                             .dpredictions = {gradient.mutable_view(), false},
+                             .layout = layout});
       } else {
-        squared_error_forward(c, {predictions.view(),
-                                  targets.view(),
-                                  {},
-                                  partial.mutable_view(),
-                                  loss.mutable_view(),
-                                  weight.mutable_view(),
-                                  layout});
+        forward(c, Forward{.predictions = predictions.view(),
+                           .targets = targets.view(),
+                           .mask = {},
+                           .partial = partial.mutable_view(),
+                           .loss = loss.mutable_view(),
+                           .weight = weight.mutable_view(),
+                           .layout = layout});
       }
     };
     const auto read = static_cast<double>(targets.elements()) * static_cast<double>(size_of(predictions.dtype()));
-    return {run, static_cast<double>(targets.bytes()) + read + (backward ? static_cast<double>(gradient.bytes()) : 0),
-            0};
+    return {run,
+            static_cast<double>(targets.bytes()) + read + (is_backward ? static_cast<double>(gradient.bytes()) : 0), 0};
   };
 }
 
@@ -80,8 +84,11 @@ const bool registered = [] {
   for (const bool backward : {false, true}) {
     const char* const direction = backward ? "backward" : "forward";
     for (const std::int64_t points : {41, 101, 512}) {
-      Add(fmt::format("squared_error/{}/B64_N{}", direction, points), precisions, squared_error_work(points, backward));
+      Add(fmt::format("squared_error/{}/B64_N{}", direction, points), precisions,
+          point_loss_work(points, squared_error_forward, squared_error_backward, backward));
     }
+    Add(fmt::format("binary_cross_entropy/{}/B64_N140", direction), precisions,
+        point_loss_work(140, binary_cross_entropy_forward, binary_cross_entropy_backward, backward));
     Add(fmt::format("cross_entropy/{}/11264x104", direction), precisions, cross_entropy_work(11264, 104, backward));
     Add(fmt::format("cross_entropy/{}/7040x2048", direction), precisions, cross_entropy_work(7040, 2048, backward));
   }

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -47,17 +46,6 @@ const std::vector<Step> kSteps = {
     {"gated", {7040, 1024}, NormKind::LayerNorm, {kOne, {0, 1}, kOne, {0, 1}}, 3},
     {"gated_rms", {7040, 1024}, NormKind::RmsNorm, {kOne, {0, 1}, kOne, {0, 1}}, 3},
 };
-
-double bytes_of(std::initializer_list<Tensor> tensors) {
-  double bytes = 0;
-  for (const Tensor& tensor : tensors) bytes += static_cast<double>(tensor.bytes());
-  return bytes;
-}
-double bytes_of(const std::vector<Tensor>& tensors) {
-  double bytes = 0;
-  for (const Tensor& tensor : tensors) bytes += static_cast<double>(tensor.bytes());
-  return bytes;
-}
 
 bool gated(const Step& step) {
   for (const TermWeight& weight : step.weights) {

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <initializer_list>
 #include <vector>
 
 #include "bench/support/bench.h"
@@ -33,12 +32,6 @@ struct Case {
 };
 
 constexpr Case kCases[] = {{64, 82, 512, 16}, {64, 110, 2048, 16}, {64, 110, 2048, 64}, {8, 2048, 2048, 16}};
-
-double bytes_of(std::initializer_list<Tensor> tensors) {
-  double bytes = 0;
-  for (const Tensor& tensor : tensors) bytes += static_cast<double>(tensor.bytes());
-  return bytes;
-}
 
 struct Inputs {
   Tensor u, delta, a_log, bc, skip, z, bias;

@@ -37,8 +37,6 @@ struct Case {
 
 constexpr Case kCases[] = {{64, 32, 64, 110, 16}, {64, 32, 64, 110, 64}, {8, 32, 64, 2048, 64}};
 
-double bytes_of(const Tensor& tensor) { return tensor ? static_cast<double>(tensor.bytes()) : 0; }
-
 struct Inputs {
   Tensor xbc, projection, a_log, bias, skip;
 
@@ -67,7 +65,7 @@ struct Inputs {
   /// x, B, C and the columns of the step sizes.
   [[nodiscard]] double bytes(const Case& c) const {
     const auto steps = static_cast<double>(c.batch * c.tokens * c.heads);
-    return bytes_of(xbc) + steps * static_cast<double>(size_of(projection.dtype()));
+    return bytes_of({xbc}) + steps * static_cast<double>(size_of(projection.dtype()));
   }
 };
 
@@ -94,7 +92,7 @@ Setup forward(Case c) {
     const auto run = [=](const Context& r) {
       ssd_forward(r, {in.source(c), y.mutable_view(), view_or_null(states), {}});
     };
-    return {run, in.bytes(c) + bytes_of(y) + bytes_of(states), operations(c, 1, 1, 2)};
+    return {run, in.bytes(c) + bytes_of({y, states}), operations(c, 1, 1, 2)};
   };
 }
 
@@ -133,7 +131,7 @@ Setup backward(Case c) {
                                                        dprojection, da_log, dbias, dskip}](const Context& r) {
       ssd_backward(r, args);
     };
-    return {run, 2 * in.bytes(c) + bytes_of(dy) + bytes_of(states), operations(c, 2, 3, 4)};
+    return {run, 2 * in.bytes(c) + bytes_of({dy, states}), operations(c, 2, 3, 4)};
   };
 }
 

@@ -47,4 +47,12 @@ Tensor random_tensor(const Context& ctx, const Shape& shape, DType dtype, std::u
   return tensor;
 }
 
+double bytes_of(std::initializer_list<Tensor> tensors) { return bytes_of(std::vector<Tensor>(tensors)); }
+
+double bytes_of(const std::vector<Tensor>& tensors) {
+  double bytes = 0;
+  for (const Tensor& tensor : tensors) bytes += tensor ? static_cast<double>(tensor.bytes()) : 0;
+  return bytes;
+}
+
 }  // namespace graft::bench

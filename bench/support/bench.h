@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -32,7 +33,7 @@ struct OpBenchmark {
 std::vector<OpBenchmark>& registry();
 
 /// Adds a benchmark when the file that holds it is loaded:
-///   const Add forward{"gelu/forward/5248x1024", {Precision::Fp32, Precision::Bf16}, [](const Context& ctx) {...}};
+///   const Add forward{"glu/forward/5248x1024", {Precision::Fp32, Precision::Bf16}, [](const Context& ctx) {...}};
 struct Add {
   Add(std::string name, std::vector<Precision> precisions, Setup setup) {
     registry().push_back({std::move(name), std::move(precisions), std::move(setup)});
@@ -41,5 +42,9 @@ struct Add {
 
 /// Standard normals (integers below 2^31 for integer dtypes) in run memory.
 [[nodiscard]] Tensor random_tensor(const Context& ctx, const Shape& shape, DType dtype, std::uint64_t seed = 1);
+
+/// Bytes of the tensors together; those that are absent have none.
+[[nodiscard]] double bytes_of(std::initializer_list<Tensor> tensors);
+[[nodiscard]] double bytes_of(const std::vector<Tensor>& tensors);
 
 }  // namespace graft::bench

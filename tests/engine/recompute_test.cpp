@@ -9,7 +9,7 @@
 
 #include "engine/parameter_store.h"
 #include "engine/tape.h"
-#include "ops/gelu.h"
+#include "ops/activation.h"
 #include "ops/linear.h"
 #include "tests/support/counting_memory.h"
 #include "tests/support/device.h"
@@ -52,7 +52,7 @@ Result run(bool again, bool input_needs_gradient = true) {
     Tensor y = x;
     for (int i = 0; i < kBlocks; ++i) {
       const auto block = [in = weights[2 * i], out = weights[2 * i + 1]](const Context& c, const Tensor& input) {
-        return linear(c, gelu(c, linear(c, input, in.tensor(c))), out.tensor(c));
+        return linear(c, activation(c, linear(c, input, in.tensor(c)), Activation::GeluTanh), out.tensor(c));
       };
       y = again ? recompute(ctx, block, y) : block(ctx, y);
     }
@@ -97,11 +97,11 @@ TEST_CASE("recompute: without a tape the function runs once") {
       device.ctx(),
       [&](const Context& c, const Tensor& input) {
         ++runs;
-        return gelu(c, input);
+        return activation(c, input, Activation::GeluTanh);
       },
       x);
   CHECK(runs == 1);
-  CHECK(device.values(y) == device.values(gelu(device.ctx(), x)));
+  CHECK(device.values(y) == device.values(activation(device.ctx(), x, Activation::GeluTanh)));
 }
 
 TEST_CASE("recompute: an input's gradients from inside and outside add up") {
@@ -110,9 +110,9 @@ TEST_CASE("recompute: an input's gradients from inside and outside add up") {
   const auto gradient = [&](bool again) {
     Tape tape;
     const Context ctx = device.ctx().with_tape(tape);
-    const auto block = [](const Context& c, const Tensor& input) { return gelu(c, input); };
+    const auto block = [](const Context& c, const Tensor& input) { return activation(c, input, Activation::GeluTanh); };
     const Tensor inside = again ? recompute(ctx, block, x) : block(ctx, x);
-    const Tensor outside = gelu(ctx, x, GeluKind::Erf);
+    const Tensor outside = activation(ctx, x, Activation::GeluErf);
     const Tensor seed = device.tensor(randn({5}, Role::Activation, 3));
     return device.values(tape.backward_from(ctx, {{inside, seed}, {outside, seed}}).of(x));
   };
@@ -125,7 +125,7 @@ TEST_CASE("recompute: a function without anything to differentiate") {
   Tape tape;
   const Context ctx = device.ctx().with_tape(tape);
   const Tensor y = recompute(
-      ctx, [](const Context& c, const Tensor& input) { return gelu(c, input); }, x);
+      ctx, [](const Context& c, const Tensor& input) { return activation(c, input, Activation::GeluTanh); }, x);
   const Grads grads = tape.backward_from(ctx, {{y, device.tensor(randn({5}))}});
   CHECK_FALSE(grads.has(x));
 }

@@ -4,14 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "engine/parameter_store.h"
 #include "models/mixer.h"
 #include "models/model_config.h"
-#include "tests/support/device.h"
+#include "tests/support/live_mixer.h"
 #include "tests/support/parity.h"
 #include "tests/support/pieces.h"
 
@@ -35,18 +33,11 @@ ModelConfig config_of(bool details) {
   return config;
 }
 
-/// A mixer with random parameters: most of those after initialisation are so small that little would depend on them.
-struct LiveMixer {
-  LiveMixer(Backend backend, Precision precision, const MixerEntry& entry, const ModelConfig& config)
-      : device(backend, precision, 2), mixer(entry.make(store, entry.name, config, {0, 2})) {
-    store.allocate(device.ctx());
-    store.initialize(device.ctx(), 7);
-    const auto& entries = store.entries();
-    for (std::size_t i = 0; i < entries.size(); ++i) {
-      store.write(device.ctx(), entries[i], ParameterStore::Buffer::Weights,
-                  randn(entries[i].shape, Role::Master, 100 + i, 0.3).values);
-    }
-    store.refresh_compute_copy(device.ctx());
+/// The first mixer of a model of two, with random parameters.
+struct RandomMixer : LiveMixer {
+  RandomMixer(Backend backend, Precision precision, const MixerEntry& entry, const ModelConfig& config)
+      : LiveMixer(backend, precision, entry, config, {0, 2}) {
+    randomize();
   }
   [[nodiscard]] ExtensionMaker extension(std::int64_t capacity) const {
     return [this, capacity](const Context& ctx) -> Extension {
@@ -56,18 +47,14 @@ struct LiveMixer {
       };
     };
   }
-
-  TestDevice device;
-  ParameterStore store;
-  std::unique_ptr<Mixer> mixer;
 };
 
 /// Largest difference between the outputs of pieces and of the whole, relative to the largest output.
 double worst_difference(Backend backend, Precision precision, const MixerEntry& entry, const ModelConfig& config,
                         std::int64_t tokens) {
-  const LiveMixer live(backend, precision, entry, config);
+  const RandomMixer live(backend, precision, entry, config);
   const HostTensor x = constant(randn({kBatch, tokens, kWidth}));
-  const std::vector<double> whole = live.device.values((*live.mixer)(live.device.ctx(), live.device.tensor(x)));
+  const std::vector<double> whole = live(x);
   double size = 0, worst = 0;
   for (const double value : whole) size = std::max(size, std::abs(value));
   REQUIRE(size > 0.1);
@@ -124,7 +111,7 @@ TEST_CASE("mixers: pieces equal the whole, on CUDA as on the CPU") {
 TEST_CASE("mixers: an empty state is zeros in memory of the run") {
   for (const MixerEntry& entry : registered_mixers()) {
     CAPTURE(entry.name);
-    const LiveMixer live(Backend::Cpu, Precision::Bf16, entry, config_of(true));
+    const RandomMixer live(Backend::Cpu, Precision::Bf16, entry, config_of(true));
     Context ctx = live.device.ctx();
     ctx.memory = nullptr;  // a step's memory is not asked
     for (const Tensor& part : live.mixer->make_state(ctx, kBatch, 5).parts) {
@@ -138,7 +125,7 @@ TEST_CASE("mixers: an empty state is zeros in memory of the run") {
 TEST_CASE("mixers: sequences of a batch do not see each other") {
   for (const MixerEntry& entry : registered_mixers()) {
     CAPTURE(entry.name);
-    const LiveMixer live(Backend::Cpu, Precision::Fp64, entry, config_of(true));
+    const RandomMixer live(Backend::Cpu, Precision::Fp64, entry, config_of(true));
     HostTensor x = constant(randn({kBatch, 6, kWidth}));
     const std::vector<double> before = in_pieces(live.device, live.extension(6), {x}, {0}, {2, 1, 3});
     const auto half = static_cast<std::ptrdiff_t>(x.values.size() / 2);

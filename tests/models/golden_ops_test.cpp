@@ -1,17 +1,19 @@
 // Golden cases of single operations.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <iterator>
 #include <string>
 #include <vector>
 
 #include "engine/require.h"
 #include "engine/tape.h"
+#include "ops/activation.h"
 #include "ops/attention.h"
 #include "ops/cross_entropy.h"
 #include "ops/embedding.h"
-#include "ops/gelu.h"
 #include "ops/linear.h"
 #include "ops/residual_norm.h"
 #include "ops/squared_error.h"
@@ -56,9 +58,13 @@ void run_layer_norm(GoldenRun& run) {
   });
 }
 
-void run_gelu(GoldenRun& run) {
-  const GeluKind kind = run.golden().name() == "gelu_erf" ? GeluKind::Erf : GeluKind::Tanh;
-  run_map(run, {"in.x"}, [kind](const Context& ctx, const std::vector<Tensor>& in) { return gelu(ctx, in[0], kind); });
+void run_activation(GoldenRun& run) {
+  constexpr Activation kAll[] = {Activation::Silu, Activation::Softplus, Activation::GeluTanh, Activation::GeluErf};
+  const auto* const kind = std::find_if(std::begin(kAll), std::end(kAll),
+                                        [&](Activation each) { return run.golden().name() == name_of(each); });
+  require(kind != std::end(kAll), "{} is not an activation", run.golden().name());
+  run_map(run, {"in.x"},
+          [kind](const Context& ctx, const std::vector<Tensor>& in) { return activation(ctx, in[0], *kind); });
 }
 
 void run_embedding(GoldenRun& run) {
@@ -160,8 +166,10 @@ void run_masked_mse(GoldenRun& run) {
 const RegisterGolden linear_registered{{"linear", run_linear}};
 const RegisterGolden linear_nobias_registered{{"linear_nobias", run_linear}};
 const RegisterGolden layer_norm_registered{{"layernorm", run_layer_norm}};
-const RegisterGolden gelu_erf_registered{{"gelu_erf", run_gelu}};
-const RegisterGolden gelu_tanh_registered{{"gelu_tanh", run_gelu}};
+const RegisterGolden silu_registered{{"silu", run_activation}};
+const RegisterGolden softplus_registered{{"softplus", run_activation}};
+const RegisterGolden gelu_tanh_registered{{"gelu_tanh", run_activation}};
+const RegisterGolden gelu_erf_registered{{"gelu_erf", run_activation}};
 const RegisterGolden embedding_registered{{"embedding", run_embedding}};
 const RegisterGolden attention_registered{{"attention_causal", run_attention}};
 const RegisterGolden cross_entropy_registered{{"cross_entropy", run_cross_entropy}};

@@ -1,4 +1,4 @@
-// Golden cases of the S4D layer, of rotary attention and of the element-wise activations.
+// Golden cases of the S4D layer and of rotary attention.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -9,7 +9,6 @@
 #include "engine/tape.h"
 #include "ops/activation.h"
 #include "ops/attention.h"
-#include "ops/gelu.h"
 #include "ops/glu.h"
 #include "ops/linear.h"
 #include "ops/rotary.h"
@@ -111,7 +110,7 @@ void run_s4d_block(GoldenRun& run) {
 
   Tape tape;
   const Context ctx = run.ctx().with_tape(tape);
-  const Tensor y = glu(ctx, linear(ctx, gelu(ctx, s4d(ctx, u, parameters), GeluKind::Erf), weight, bias));
+  const Tensor y = glu(ctx, linear(ctx, activation(ctx, s4d(ctx, u, parameters), Activation::GeluErf), weight, bias));
   const std::vector<double> values = run.device().values(y);
   run.check_output("out.y", values);
   run.check_projected_loss(values);
@@ -177,24 +176,10 @@ void run_rotary_attention(GoldenRun& run) {
   for (int k = 0; k < 3; ++k) run.check_gradient(parts[k], part_of(gradient, row, offsets[k], layout.head_stride));
 }
 
-void run_activation(GoldenRun& run) {
-  const ActivationKind kind = run.golden().name() == "silu" ? ActivationKind::Silu : ActivationKind::Softplus;
-  const Tensor x = run.tensor("in.x");
-  Tape tape;
-  const Tensor y = activation(run.ctx().with_tape(tape), x, kind);
-  const std::vector<double> values = run.device().values(y);
-  run.check_output("out.y", values);
-  run.check_projected_loss(values);
-  const Grads grads = tape.backward_from(run.ctx(), {{y, run.tensor("in.cotangent")}});
-  run.check_gradient("in.x", run.device().values(grads.tensor(x)));
-}
-
 const RegisterGolden s4d_kernel_registered{{"s4d_kernel", run_s4d_kernel}};
 const RegisterGolden s4d_conv_registered{{"s4d_conv", run_s4d_conv}};
 const RegisterGolden s4d_block_registered{{"s4d_block", run_s4d_block}};
 const RegisterGolden rotary_attention_registered{{"attention_rope*", run_rotary_attention}};
-const RegisterGolden silu_registered{{"silu", run_activation}};
-const RegisterGolden softplus_registered{{"softplus", run_activation}};
 
 }  // namespace
 }  // namespace graft::test

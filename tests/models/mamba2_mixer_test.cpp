@@ -6,15 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "engine/error.h"
 #include "engine/parameter_store.h"
 #include "models/mixer.h"
-#include "tests/support/device.h"
-#include "tests/support/random.h"
+#include "tests/support/live_mixer.h"
 
 namespace graft::test {
 namespace {
@@ -30,22 +28,9 @@ ModelConfig config_of(std::int64_t width, std::int64_t state, std::int64_t head_
   return config;
 }
 
-/// A mixer with its parameters as after initialisation.
-struct LiveMixer {
-  explicit LiveMixer(const ModelConfig& config, Precision precision = Precision::Fp64)
-      : device(Backend::Cpu, precision), mixer(store, "mamba2", config, {2, 9}) {
-    store.allocate(device.ctx());
-    store.initialize(device.ctx(), 7);
-  }
-  [[nodiscard]] std::vector<double> read(const char* name) const {
-    const ParameterStore::Entry* entry = store.find(std::string("mamba2.") + name);
-    REQUIRE(entry != nullptr);
-    return store.read(device.ctx(), *entry, ParameterStore::Buffer::Weights);
-  }
-  TestDevice device;
-  ParameterStore store;
-  Mamba2Mixer mixer;
-};
+LiveMixer live_mamba2(const ModelConfig& config, Precision precision = Precision::Fp64) {
+  return {Backend::Cpu, precision, find_mixer("M2"), config, {2, 9}};
+}
 
 std::int64_t parameters_of(const ModelConfig& config) {
   ParameterStore store;
@@ -85,25 +70,25 @@ TEST_CASE("mamba2: operations of a forward pass") {
 }
 
 TEST_CASE("mamba2: the start of every parameter") {
-  const LiveMixer live(config_of(128, 16, 1, 4));  // 256 heads
+  const LiveMixer live = live_mamba2(config_of(128, 16, 1, 4));  // 256 heads
   const auto within = [](const std::vector<double>& values, double low, double high) {
     const auto [least, most] = std::minmax_element(values.begin(), values.end());
     CHECK(*least >= low);
     CHECK(*most <= high);
     CHECK(*most - *least > 0.9 * (high - low));  // they fill the range
   };
-  within(live.read("in.weight"), -1 / std::sqrt(128.0), 1 / std::sqrt(128.0));
-  within(live.read("conv.weight"), -0.5, 0.5);
-  within(live.read("conv.bias"), -0.5, 0.5);
-  within(live.read("out.weight"), -1 / std::sqrt(256.0) / 3, 1 / std::sqrt(256.0) / 3);
-  std::vector<double> a = live.read("a_log");
+  within(live.read("mamba2.in.weight"), -1 / std::sqrt(128.0), 1 / std::sqrt(128.0));
+  within(live.read("mamba2.conv.weight"), -0.5, 0.5);
+  within(live.read("mamba2.conv.bias"), -0.5, 0.5);
+  within(live.read("mamba2.out.weight"), -1 / std::sqrt(256.0) / 3, 1 / std::sqrt(256.0) / 3);
+  std::vector<double> a = live.read("mamba2.a_log");
   for (double& value : a) value = std::exp(value);
   within(a, 1, 16);
-  std::vector<double> log_steps = live.read("dt.bias");
+  std::vector<double> log_steps = live.read("mamba2.dt.bias");
   for (double& value : log_steps) value = std::log(std::log1p(std::exp(value)));
   within(log_steps, std::log(1e-3) - 1e-9, std::log(0.1) + 1e-9);
   for (const char* name : {"skip", "norm.weight"}) {
-    const std::vector<double> values = live.read(name);
+    const std::vector<double> values = live.read(std::string("mamba2.") + name);
     CHECK(std::all_of(values.begin(), values.end(), [](double value) { return value == 1; }));
   }
   for (const ParameterStore::Entry& entry : live.store.entries()) {
@@ -116,8 +101,7 @@ TEST_CASE("mamba2: the start of every parameter") {
 TEST_CASE("mamba2: the gated norm is over a group's channels or over all") {
   const HostTensor x = randn({2, 9, 16});
   const auto run = [&](std::int64_t groups, const char* norm) {
-    const LiveMixer live(config_of(16, 4, 8, groups, norm));
-    return live.device.values(live.mixer(live.device.ctx(), live.device.tensor(x)));
+    return live_mamba2(config_of(16, 4, 8, groups, norm))(x);
   };
   CHECK(run(1, "group") == run(1, "all"));
   CHECK(run(2, "group") != run(2, "all"));
@@ -126,9 +110,8 @@ TEST_CASE("mamba2: the gated norm is over a group's channels or over all") {
 TEST_CASE("mamba2: bfloat16 stays near float64") {
   const ModelConfig config = config_of(32, 16, 16, 2);
   const HostTensor x = randn({2, 150, 32});
-  const LiveMixer exact(config), rounded(config, Precision::Bf16);
-  const std::vector<double> expected = exact.device.values(exact.mixer(exact.device.ctx(), exact.device.tensor(x)));
-  const std::vector<double> got = rounded.device.values(rounded.mixer(rounded.device.ctx(), rounded.device.tensor(x)));
+  const std::vector<double> expected = live_mamba2(config)(x);
+  const std::vector<double> got = live_mamba2(config, Precision::Bf16)(x);
   double difference = 0, size = 0;
   for (std::size_t i = 0; i < got.size(); ++i) {
     difference += (got[i] - expected[i]) * (got[i] - expected[i]);

@@ -10,7 +10,7 @@
 namespace graft::test {
 
 /// An op under test: tensors in (one per HostTensor, in order), floating-point outputs.
-///   [](const Context& ctx, const std::vector<Tensor>& in) { return std::vector<Tensor>{gelu(ctx, in[0])}; }
+///   [](const Context& ctx, const std::vector<Tensor>& in) { return std::vector<Tensor>{add(ctx, in[0], in[1])}; }
 using Op = std::function<std::vector<Tensor>(const Context&, const std::vector<Tensor>&)>;
 
 /// Outputs and gradients of an op for given cotangents.

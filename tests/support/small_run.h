@@ -6,9 +6,9 @@
 
 #include "engine/parameter_store.h"
 #include "engine/tape.h"
+#include "ops/activation.h"
 #include "ops/adam.h"
 #include "ops/clip.h"
-#include "ops/gelu.h"
 #include "ops/linear.h"
 #include "ops/schedule.h"
 #include "ops/squared_error.h"
@@ -72,7 +72,8 @@ class SmallRun {
   static constexpr Schedule kSchedule{ScheduleKind::Cosine, 1e-2, 3, 50, 0.1, 1};
 
   Tensor forward(const Context& ctx) {
-    const Tensor hidden = gelu(ctx, linear(ctx, inputs_, in_.tensor(ctx), in_bias_.tensor(ctx)));
+    const Tensor hidden =
+        activation(ctx, linear(ctx, inputs_, in_.tensor(ctx), in_bias_.tensor(ctx)), Activation::GeluTanh);
     Tensor loss = squared_error(ctx, linear(ctx, hidden, out_.tensor(ctx)), targets_);
     ctx.stream->copy(loss_.mutable_view().data, loss.view().data, loss.bytes());
     return loss;

@@ -2,164 +2,13 @@
 #include <string>
 #include <type_traits>
 
-#include "cuda/launch.cuh"
 #include "cuda/partial_sums.cuh"
-#include "cuda/row_layout.cuh"
-#include "ops/residual_norm.h"
+#include "cuda/residual_norm.cuh"
 
-// Gradients of the norms have one dtype, which the backward kernel is instantiated for. Terms and their gradients may
-// be of either, each its own. Rows are fetched as raw words and converted when they are used: all loads of a row are
-// under way before the first is waited for.
+// Gradients of the norms have one dtype, which the backward kernel is instantiated for.
 
-namespace graft::cuda {
+namespace graft::cuda::residual_norm {
 namespace {
-
-static_assert(kResidualNormMaxWidth <= kWidestRow);
-
-constexpr int kTerms = kResidualNormMaxTerms;
-constexpr int kNorms = kResidualNormMaxNorms;
-
-__device__ __forceinline__ void unpack_floats(const uint4& word, float (&to)[kGroup]) {
-  to[0] = __uint_as_float(word.x);
-  to[1] = __uint_as_float(word.y);
-  to[2] = __uint_as_float(word.z);
-  to[3] = __uint_as_float(word.w);
-}
-__device__ __forceinline__ void unpack_halves(const uint2& word, float (&to)[kGroup]) {
-  to[0] = __uint_as_float(word.x << 16U);
-  to[1] = __uint_as_float(word.x & 0xffff0000U);
-  to[2] = __uint_as_float(word.y << 16U);
-  to[3] = __uint_as_float(word.y & 0xffff0000U);
-}
-
-/// Four columns of a row of T as they lie in memory; floats where rows are read element by element.
-template <class T, bool kAligned>
-struct RawGroup {
-  static constexpr bool kHalves = kAligned && std::is_same_v<T, bf16>;
-  std::conditional_t<kHalves, uint2, uint4> word;
-
-  __device__ __forceinline__ void fetch(const T* row, int column, int width) {
-    word = {};
-    if constexpr (kAligned) {
-      if (column < width) word = *reinterpret_cast<const decltype(word)*>(row + column);
-    } else {
-      float values[kGroup];
-      load_group<false>(row, column, width, values);
-      word = {__float_as_uint(values[0]), __float_as_uint(values[1]), __float_as_uint(values[2]),
-              __float_as_uint(values[3])};
-    }
-  }
-  __device__ __forceinline__ void unpack(float (&to)[kGroup]) const {
-    if constexpr (kHalves) {
-      unpack_halves(word, to);
-    } else {
-      unpack_floats(word, to);
-    }
-  }
-};
-
-template <class T, class L>
-using RawRow = RawGroup<T, L::kAligned>[L::kVectors];
-
-template <class T, class L>
-__device__ __forceinline__ void fetch_row(const T* row, int width, RawRow<T, L>& to) {
-#pragma unroll
-  for (int v = 0; v < L::kVectors; ++v) to[v].fetch(row, L::column(v), width);
-}
-
-/// A tensor that is read, and whether it is bfloat16 (float32 otherwise).
-struct Source {
-  const void* data;
-  bool is_bf16;
-};
-
-/// A row of a Source.
-template <class L>
-struct RawAnyRow {
-  RawGroup<float, L::kAligned> groups[L::kVectors];  // an aligned group of bfloat16 in x and y
-
-  __device__ __forceinline__ void fetch(const Source& from, std::int64_t start, int width) {
-    if (from.is_bf16) {
-      RawRow<bf16, L> halves;
-      fetch_row<bf16, L>(static_cast<const bf16*>(from.data) + start, width, halves);
-#pragma unroll
-      for (int v = 0; v < L::kVectors; ++v) {
-        groups[v].word.x = halves[v].word.x;
-        groups[v].word.y = halves[v].word.y;
-        if constexpr (!L::kAligned) {
-          groups[v].word.z = halves[v].word.z;
-          groups[v].word.w = halves[v].word.w;
-        }
-      }
-    } else {
-      fetch_row<float, L>(static_cast<const float*>(from.data) + start, width, groups);
-    }
-  }
-  /// to += scale * row.
-  __device__ __forceinline__ void add(const Source& from, float scale, float (&to)[L::kVectors][kGroup]) const {
-    if (L::kAligned && from.is_bf16) {
-#pragma unroll
-      for (int v = 0; v < L::kVectors; ++v) {
-        float value[kGroup];
-        unpack_halves({groups[v].word.x, groups[v].word.y}, value);
-#pragma unroll
-        for (int j = 0; j < kGroup; ++j) to[v][j] += scale * value[j];
-      }
-    } else {
-#pragma unroll
-      for (int v = 0; v < L::kVectors; ++v) {
-        float value[kGroup];
-        groups[v].unpack(value);
-#pragma unroll
-        for (int j = 0; j < kGroup; ++j) to[v][j] += scale * value[j];
-      }
-    }
-  }
-};
-
-template <class L, class T>
-__device__ __forceinline__ void store_row(T* row, int width, const float (&from)[L::kVectors][kGroup]) {
-#pragma unroll
-  for (int v = 0; v < L::kVectors; ++v) store_group<L::kAligned>(row, L::column(v), width, from[v]);
-}
-
-[[nodiscard]] __device__ __forceinline__ float tanh_or_zero(const float* beta) {
-  return beta == nullptr ? 0.F : tanhf(*beta);
-}
-
-struct Weights {
-  float constant[kTerms];
-  float gate[kTerms];
-  const float* beta;  // null: no term has a gate
-
-  [[nodiscard]] __device__ __forceinline__ float of(int k, float tanh_beta) const {
-    return constant[k] + gate[k] * tanh_beta;
-  }
-};
-
-/// Rows of up to kCount terms on their way.
-template <class L, int kCount>
-struct RawTerms {
-  RawAnyRow<L> rows[kCount];
-
-  /// Terms first ... first + kCount - 1, those of them that there are.
-  __device__ __forceinline__ void fetch(const Source (&terms)[kTerms], int first, int count, std::int64_t start,
-                                        int width) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (first + i < count) rows[i].fetch(terms[first + i], start, width);
-    }
-  }
-  /// to += sum over them of factor(k) * term k.
-  template <class Factor>
-  __device__ __forceinline__ void add(const Source (&terms)[kTerms], int first, int count,
-                                      float (&to)[L::kVectors][kGroup], Factor&& factor) const {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (first + i < count) rows[i].add(terms[first + i], factor(first + i), to);
-    }
-  }
-};
 
 template <class L>
 __device__ __forceinline__ float2 sum_of_pairs(float2 value) {
@@ -169,113 +18,6 @@ __device__ __forceinline__ float2 sum_of_pairs(float2 value) {
     return block_sum<L::kLanes>(value);
   }
 }
-
-// ---- forward
-
-struct Forward {
-  Source terms[kTerms];
-  Weights weights;
-  const float* gain[kNorms];
-  const float* bias[kNorms];  // null in an RMS norm
-  void* normed[kNorms];
-  bool normed_bf16;
-  float* sum;
-  float* mean;
-  float* rstd;
-  std::int64_t rows;
-  int width;
-  int term_count;
-  int norm_count;
-  float eps;
-  bool centred;  // layer norm
-};
-
-/// Small rows wait for memory and little else: all terms are asked for at once.
-template <class L>
-inline constexpr int kTermsAtOnce = L::kVectors <= 2 ? kTerms : 2;
-
-template <class L>
-__global__ void __launch_bounds__(L::kThreads) forward_kernel(const Forward p) {
-  constexpr int kAtOnce = kTermsAtOnce<L>;
-  const std::int64_t row = std::int64_t{blockIdx.x} * L::kRows + L::row();
-  if (row >= p.rows) return;  // whole warps, or nobody where a block has one row
-  const std::int64_t start = row * p.width;
-
-  const float tanh_beta = tanh_or_zero(p.weights.beta);
-  float x[L::kVectors][kGroup] = {};  // columns beyond the row stay zero
-#pragma unroll
-  for (int k = 0; k < kTerms; k += kAtOnce) {
-    if (k >= p.term_count) break;
-    RawTerms<L, kAtOnce> terms;
-    terms.fetch(p.terms, k, p.term_count, start, p.width);
-    terms.add(p.terms, k, p.term_count, x, [&](int term) { return p.weights.of(term, tanh_beta); });
-  }
-  if (p.sum != nullptr) store_row<L>(p.sum + start, p.width, x);
-
-  // small rows: ask for the first gain and bias before the reductions, whose latency then hides theirs
-  constexpr bool kEarly = L::kVectors <= 4;
-  float gain[kEarly ? L::kVectors : 1][kGroup], bias[kEarly ? L::kVectors : 1][kGroup] = {};
-  const auto load_weights = [&](int i) {
-    if constexpr (kEarly) {
-      L::load(p.gain[i], p.width, gain);
-      if (p.centred) L::load(p.bias[i], p.width, bias);
-    }
-  };
-  load_weights(0);
-
-  const float inverse_width = 1.F / static_cast<float>(p.width);
-  float mean = 0.F;
-  if (p.centred) {
-    float total = 0.F;
-#pragma unroll
-    for (int v = 0; v < L::kVectors; ++v) total += (x[v][0] + x[v][1]) + (x[v][2] + x[v][3]);
-    mean = L::sum(total) * inverse_width;
-  }
-  float squares = 0.F;
-#pragma unroll
-  for (int v = 0; v < L::kVectors; ++v) {
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j) {
-      const float centred = x[v][j] - mean;
-      if (L::column(v) + j < p.width) squares += centred * centred;
-    }
-  }
-  const float rstd = rsqrtf(L::sum(squares) * inverse_width + p.eps);
-  if (L::lane() == 0 && p.rstd != nullptr) {
-    p.rstd[row] = rstd;
-    if (p.mean != nullptr) p.mean[row] = mean;
-  }
-
-#pragma unroll
-  for (int i = 0; i < kNorms; ++i) {
-    if (i >= p.norm_count) break;
-    if (i > 0) load_weights(i);
-    const auto store = [&](auto* row) {
-#pragma unroll
-      for (int v = 0; v < L::kVectors; ++v) {
-        const int column = L::column(v);
-        if constexpr (!kEarly) {
-          load_group<L::kAligned>(p.gain[i], column, p.width, gain[0]);
-          if (p.centred) load_group<L::kAligned>(p.bias[i], column, p.width, bias[0]);
-        }
-        constexpr int kLast = kEarly ? L::kVectors - 1 : 0;
-        float y[kGroup];
-#pragma unroll
-        for (int j = 0; j < kGroup; ++j) {
-          y[j] = (x[v][j] - mean) * rstd * gain[v < kLast ? v : kLast][j] + bias[v < kLast ? v : kLast][j];
-        }
-        store_group<L::kAligned>(row, column, p.width, y);
-      }
-    };
-    if (p.normed_bf16) {
-      store(static_cast<bf16*>(p.normed[i]) + start);
-    } else {
-      store(static_cast<float*>(p.normed[i]) + start);
-    }
-  }
-}
-
-// ---- backward
 
 /// The gradient of a term.
 struct Target {
@@ -559,54 +301,6 @@ __global__ void __launch_bounds__(kWarp* kWarp) finish_kernel(const Finish p) {
   }
 }
 
-// ---- launchers
-
-/// Throws DeviceError, naming the kernel, for a tensor of another dtype.
-bool is_bf16(DType dtype, const char* kernel, const char* what) {
-  if (dtype == DType::F32 || dtype == DType::BF16) return dtype == DType::BF16;
-  throw DeviceError(std::string(kernel) + ": " + what + " is " + name_of(dtype) +
-                    ", expected float32 or bfloat16 (float64 runs on the CPU only)");
-}
-
-Source source(const ConstView& view, const char* kernel, const char* what) {
-  if (!view) return {nullptr, false};
-  return {view.data, is_bf16(view.dtype, kernel, what)};
-}
-
-void launch_forward(Stream& stream, const ResidualNormForward& args) {
-  constexpr const char* kName = "residual_norm_forward";
-  Forward p{};
-  p.rows = args.term[0].shape.rows();
-  p.width = static_cast<int>(args.term[0].shape.columns());
-  p.weights.beta = args.beta.as<float>();
-  p.sum = args.sum.as<float>();
-  p.mean = args.mean.as<float>();
-  p.rstd = args.rstd.as<float>();
-  p.term_count = args.terms;
-  p.norm_count = args.norms;
-  p.eps = static_cast<float>(args.eps);
-  p.centred = args.kind == NormKind::LayerNorm;
-  bool aligned = groups_aligned(p.width, args.sum.data);
-  for (int k = 0; k < args.terms; ++k) {
-    p.terms[k] = source(args.term[k], kName, "a term");
-    p.weights.constant[k] = static_cast<float>(args.weight[k].constant);
-    p.weights.gate[k] = static_cast<float>(args.weight[k].gate);
-    aligned = aligned && is_aligned16(args.term[k].data);
-  }
-  for (int i = 0; i < args.norms; ++i) {
-    p.gain[i] = args.gain[i].as<float>();
-    p.bias[i] = args.bias[i].as<float>();
-    p.normed[i] = args.normed[i].data;
-    p.normed_bf16 = is_bf16(args.normed[i].dtype, kName, "a norm");
-    aligned = aligned && groups_aligned(p.width, args.gain[i].data, args.bias[i].data, args.normed[i].data);
-  }
-  with_row_layout<128, 1024>(p.width, aligned, [&](auto layout) {
-    using L = decltype(layout);
-    forward_kernel<L><<<blocks_for(p.rows, L::kRows), L::kThreads, 0, handle(stream)>>>(p);
-  });
-  check(cudaGetLastError());
-}
-
 /// The launch of finish_kernel that belongs to `args`, and where the kernel before it leaves its sums.
 struct Sums {
   Finish finish{};
@@ -680,7 +374,7 @@ void launch_rows(Stream& stream, const ResidualNormBackward& args, const Sums& s
     }
     if (args.dbeta && args.term[k]) {
       p.gates[p.gated_count] = gate;
-      p.gated[p.gated_count++] = source(args.term[k], kernel, "a term");
+      p.gated[p.gated_count++] = source_of(args.term[k], kernel, "a term");
       aligned = aligned && is_aligned16(args.term[k].data);
     }
   }
@@ -737,8 +431,7 @@ void launch_backward(Stream& stream, const ResidualNormBackward& args) {
   check(cudaGetLastError());
 }
 
-const Register forward{residual_norm_forward, Backend::Cuda, launch_forward};
 const Register backward{residual_norm_backward, Backend::Cuda, launch_backward};
 
 }  // namespace
-}  // namespace graft::cuda
+}  // namespace graft::cuda::residual_norm
