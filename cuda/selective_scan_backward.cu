@@ -537,17 +537,17 @@ __global__ void __launch_bounds__(kThreads, L::kMinimumBlocks) backward_kernel(c
 
 #pragma unroll
       for (int i = 0; i < 3; ++i) reduce_scatter<kSpan, L::kSharers / 2, 1>(sums[i], warp_lane);
-      __syncwarp();  // all lanes of a channel have read its fields
+      __syncwarp();                  // all lanes of a channel have read its fields
+      if (lane % L::kCopies == 0) {  // one of the lanes with the same step: it writes where the others would read
 #pragma unroll
-      for (int j = 0; j < L::kOwnSteps; ++j) {
-        float* const field = fields + (begin + own_step + j) * kFields * kBlock + own;
-        const float u = field[kRawInput * kBlock], dy = field[kGradient * kBlock];
-        const float draw = (u * sums[0][j] + kLn2 * sums[1][j]) * field[kStepSlope * kBlock];
-        const float dz = field[kGateSlope * kBlock] * (sums[2][j] + skip * u);
-        const float du = skip * dy + field[kStep * kBlock] * sums[0][j];
-        dskip += dy * u;
-        dbias += draw;
-        if (lane % L::kCopies == 0) {
+        for (int j = 0; j < L::kOwnSteps; ++j) {
+          float* const field = fields + (begin + own_step + j) * kFields * kBlock + own;
+          const float u = field[kRawInput * kBlock], dy = field[kGradient * kBlock];
+          const float draw = (u * sums[0][j] + kLn2 * sums[1][j]) * field[kStepSlope * kBlock];
+          const float dz = field[kGateSlope * kBlock] * (sums[2][j] + skip * u);
+          const float du = skip * dy + field[kStep * kBlock] * sums[0][j];
+          dskip += dy * u;
+          dbias += draw;
           field[kInput * kBlock] = du;
           field[kStepSlope * kBlock] = draw;
           field[kGateSlope * kBlock] = dz;
