@@ -42,6 +42,20 @@ if(TARGET graft AND TARGET graft_tests_train)
   add_dependencies(graft_tests_train graft)
 endif()
 
+# What a run survives, each script with few trials; docs/reliability.md has the long ones.
+# Not with sanitizers, which have to be loaded before the library that makes calls fail.
+if(TARGET graft AND NOT GRAFT_SANITIZE)
+  function(add_reliability_test name)
+    add_test(NAME reliability/${name}
+             COMMAND "${PROJECT_SOURCE_DIR}/tests/reliability/${name}.sh" --graft "$<TARGET_FILE:graft>" ${ARGN})
+    set_tests_properties(reliability/${name} PROPERTIES LABELS cpu TIMEOUT 300)
+  endfunction()
+  add_reliability_test(kill_while_saving --trials 20)
+  add_reliability_test(fail_every_call --every 25)
+  add_reliability_test(disk_full --sizes 3)
+  add_reliability_test(soak --seconds 10 --longest 4)
+endif()
+
 # What the CUDA library needs from the program that loads it, checked where there is no GPU to load it for.
 if(TARGET graft_cuda AND TARGET graft)
   add_test(NAME build/cuda_symbols

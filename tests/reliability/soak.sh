@@ -3,21 +3,23 @@
 # its weights, moments, metrics and evaluations have to be those of a run that nobody disturbed, and no process may
 # have grown while it lived, in memory or in open descriptors.
 #
-#   tests/reliability/soak.sh [--graft PATH] [--minutes 60] [--longest SECONDS] [--seed 1] [--report FILE]
+#   tests/reliability/soak.sh [--graft PATH] [--minutes 60 | --seconds N] [--longest SECONDS] [--seed 1] [--report FILE]
 
 # shellcheck source=tests/reliability/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-minutes=60
+duration=3600
 longest=60
 report=
 while [ $# -gt 0 ]; do
   case $1 in
     --graft) graft=$2 ;;
-    --minutes) minutes=$2 ;;
+    --minutes) duration=$(($2 * 60)) ;;
+    --seconds) duration=$2 ;;
     --longest) longest=$2 ;;
     --seed) seed=$2 ;;
     --report) report=$2 ;;
-    *) echo "usage: $0 [--graft PATH] [--minutes N] [--longest SECONDS] [--seed S] [--report FILE]" >&2; exit 2 ;;
+    *) echo "usage: $0 [--graft PATH] [--minutes N | --seconds N] [--longest SECONDS] [--seed S]" \
+      "[--report FILE]" >&2; exit 2 ;;
   esac
   shift 2
 done
@@ -37,7 +39,7 @@ evaluations_of() { sed 's/,"seconds":[^,}]*//' "$1/eval.jsonl"; } # without what
 milliseconds() { date +%s%3N; }
 
 echo -e "life_ms\tsignal\tresumed_from\tmemory_early_kib\tmemory_late_kib\tdescriptors_early\tdescriptors_late" > "$report"
-end=$(($(date +%s) + minutes * 60))
+end=$(($(date +%s) + duration))
 lives=0 resumed=0 reached=0 most_memory=0 most_growth=0 most_descriptors=0
 declare -A sent=([KILL]=0 [TERM]=0 [INT]=0)
 while [ "$(date +%s)" -lt "$end" ]; do
@@ -98,6 +100,6 @@ train "$run" "$steps" "${settings[@]}" || fail "the end: $(tail -n 1 "$work/run.
 train "$work/whole" "$steps" "${settings[@]}" || fail "the run that was not touched: $(tail -n 1 "$work/whole.out")"
 same_run "$run" "$work/whole" "$steps" || fail "after $steps steps the run differs from one that was not killed"
 [ "$(evaluations_of "$run")" = "$(evaluations_of "$work/whole")" ] || fail "after $steps steps the evaluations differ"
-echo "$minutes minutes, $lives lives (${sent[KILL]} kill -9, ${sent[TERM]} SIGTERM, ${sent[INT]} SIGINT), $resumed resumes:" \
+echo "$duration seconds, $lives lives (${sent[KILL]} kill -9, ${sent[TERM]} SIGTERM, ${sent[INT]} SIGINT), $resumed resumes:" \
   "after $steps steps weights, moments, metrics and evaluations are those of an uninterrupted run, bit for bit;" \
   "most memory $most_memory KiB, most growth in a life $most_growth KiB, most descriptors $most_descriptors"
