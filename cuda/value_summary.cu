@@ -1,4 +1,5 @@
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/launch.cuh"
 #include "cuda/vec.cuh"
@@ -43,10 +44,19 @@ void summarize(Stream& stream, const ValueSummaryArgs& args) {
 template <class T>
 __global__ void poison_kernel(const PoisonArgs args) {
   if (args.state->step < args.first_step || args.state->step > args.last_step) return;
-  args.target.as<T>()[args.element] = from_float<T>(static_cast<float>(args.value));
+  if constexpr (std::is_same_v<T, double>) {
+    args.target.as<T>()[args.element] = args.value;
+  } else {
+    args.target.as<T>()[args.element] = from_float<T>(static_cast<float>(args.value));
+  }
 }
 
 void write_poison(Stream& stream, const PoisonArgs& args) {
+  if (args.target.dtype == DType::F64) {  // partial sums
+    poison_kernel<double><<<1, 1, 0, handle(stream)>>>(args);
+    check(cudaGetLastError());
+    return;
+  }
   with_type(args.target.dtype, "poison", [&](auto type) {
     using T = typename decltype(type)::type;
     poison_kernel<T><<<1, 1, 0, handle(stream)>>>(args);

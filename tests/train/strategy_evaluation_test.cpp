@@ -19,7 +19,7 @@ EvaluationResult evaluate(TinySession& tiny, const std::string& suite, int runs 
   for (int run = 1; run < runs; ++run) {
     const EvaluationResult again = evaluator.run(0);  // captured, while the first one was eager in part
     CHECK(again.json().at("positions") == result.json().at("positions"));
-    CHECK(again.positions.lower == result.positions.lower);
+    CHECK(again.json().at("lower") == result.json().at("lower"));  // where nothing is scored, "nan" equals itself
   }
   return result;
 }
