@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 
 #include "cuda/check.h"
 #include "cuda/driver.h"
@@ -23,14 +24,17 @@ std::string text_of(std::size_t bytes) {
   return fmt::format("{:.2f} MiB", static_cast<double>(bytes) / (1U << 20U));
 }
 
-[[noreturn]] void throw_out_of_memory(int device, std::string_view name, std::size_t wanted) {
+/// `mapped`: what a range has already, if it is one that wants more.
+[[noreturn]] void throw_out_of_memory(int device, std::string_view name, std::size_t wanted,
+                                      std::optional<std::size_t> mapped = std::nullopt) {
   std::size_t free = 0;
   std::size_t total = 0;
   static_cast<void>(cudaMemGetInfo(&free, &total));
   static_cast<void>(cudaGetLastError());
   throw OutOfMemoryError(
       fmt::format("out of GPU memory: {} wants {} ({} bytes), {} ({} bytes) of {} are free on device {}", name,
-                  text_of(wanted), wanted, text_of(free), free, text_of(total), device));
+                  text_of(wanted), wanted, text_of(free), free, text_of(total), device),
+      mapped ? *mapped + free : 0);
 }
 
 CUmemAllocationProp properties_of(int device) {
@@ -122,12 +126,12 @@ void DeviceRange::grow(std::size_t bytes) {
   if (bytes <= mapped_) return;
   const std::size_t more = rounded_up(bytes, granularity_) - mapped_;
   check(cudaSetDevice(device_));
-  if (more > reserved_ - mapped_) throw_out_of_memory(device_, "the memory of a step", bytes);
+  if (more > reserved_ - mapped_) throw_out_of_memory(device_, "the memory of a step", bytes, mapped_);
 
   const CUmemAllocationProp properties = properties_of(device_);
   CUmemGenericAllocationHandle handle{};
   const CUresult created = driver().create(&handle, more, &properties, 0);
-  if (created == CUDA_ERROR_OUT_OF_MEMORY) throw_out_of_memory(device_, "the memory of a step", more);
+  if (created == CUDA_ERROR_OUT_OF_MEMORY) throw_out_of_memory(device_, "the memory of a step", more, mapped_);
   check(created);
   const CUdeviceptr at = base_ + mapped_;
   const CUresult mapped = driver().map(at, more, 0, handle, 0);

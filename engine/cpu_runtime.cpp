@@ -58,8 +58,8 @@ class CpuAddressRange final : public AddressRange {
   void grow(std::size_t bytes) override {
     if (bytes <= mapped_) return;
     if (bytes > reserved_ || mprotect(base_, bytes, PROT_READ | PROT_WRITE) != 0) {
-      throw OutOfMemoryError(fmt::format(
-          "out of memory: a step needs {} bytes, this machine has {}; use a smaller batch or model", bytes, reserved_));
+      throw OutOfMemoryError(fmt::format("out of memory: a step needs {} bytes, this machine has {}", bytes, reserved_),
+                             reserved_);
     }
     mapped_ = bytes;
   }

@@ -1,6 +1,7 @@
 #pragma once
 // Free of fmt, so that CUDA sources can include it. Checks with formatted messages are in require.h.
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -52,7 +53,13 @@ class EnvironmentError : public Error {
 /// More memory was asked for than the device has.
 class OutOfMemoryError : public EnvironmentError {
  public:
-  explicit OutOfMemoryError(const std::string& message) : EnvironmentError(message) {}
+  explicit OutOfMemoryError(const std::string& message, std::size_t room = 0)
+      : EnvironmentError(message), room_(room) {}
+  /// Bytes that a step could have had, where it was a step's memory that did not fit; otherwise 0.
+  [[nodiscard]] std::size_t room() const { return room_; }
+
+ private:
+  std::size_t room_;
 };
 
 /// A library or a device returned an error status.

@@ -8,9 +8,12 @@ namespace graft {
 Tensor recompute(const Context& ctx, const std::function<Tensor(const Context&, const Tensor&)>& function,
                  const Tensor& input) {
   if (ctx.tape == nullptr) return function(ctx, input);
-  Context forgetful = ctx;
-  forgetful.tape = nullptr;
-  Tensor output = function(forgetful, input);
+  Tensor output;
+  {
+    // Recorded, as it will be again in backward: an op that saves something may take another kernel, of other rounding.
+    Tape dropped;
+    output = function(ctx.with_tape(dropped), input);
+  }
   GradRef parameters;  // stands for the parameters used inside, which need gradients whatever the input
   parameters.requires_grad = true;
   ctx.tape->record("recompute", {input, parameters}, output,

@@ -109,7 +109,15 @@ std::vector<StepArena::Usage> StepArena::largest(std::size_t count) const {
   }
   std::vector<Usage> result;
   for (const Entry& entry : entries_) {
-    if (entry.first <= peak_event && peak_event <= entry.last) result.push_back({entry.name, entry.bytes});
+    if (entry.first > peak_event || peak_event > entry.last) continue;
+    const auto same =
+        std::find_if(result.begin(), result.end(), [&](const Usage& usage) { return usage.name == entry.name; });
+    if (same == result.end()) {
+      result.push_back({entry.name, entry.bytes});
+    } else {
+      same->bytes += entry.bytes;
+      ++same->count;
+    }
   }
   std::stable_sort(result.begin(), result.end(), [](const Usage& a, const Usage& b) { return a.bytes > b.bytes; });
   if (result.size() > count) result.resize(count);

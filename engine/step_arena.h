@@ -35,9 +35,11 @@ class StepArena final : public Memory {
 
   struct Usage {
     std::string name;
-    std::size_t bytes;
+    std::size_t bytes;      // of all of them
+    std::size_t count = 1;  // tensors
   };
-  /// The largest step tensors that are alive at the plan's peak, biggest first.
+  /// What takes most at the plan's peak, biggest first: tensors of one name are counted together, since every layer has
+  /// its own.
   [[nodiscard]] std::vector<Usage> largest(std::size_t count) const;
 
  private:

@@ -3,12 +3,14 @@
 #include <map>
 #include <utility>
 
+#include "engine/recompute.h"
 #include "engine/require.h"
 #include "models/pattern.h"
 
 namespace graft {
 
-Backbone::Backbone(ParameterStore& store, const ModelConfig& config) : norm_(config.norm), residual_(config.residual) {
+Backbone::Backbone(ParameterStore& store, const ModelConfig& config)
+    : norm_(config.norm), residual_(config.residual), recompute_(config.recompute) {
   const std::vector<PatternLayer> pattern = expand_pattern(config.pattern);
   const auto count = static_cast<std::int64_t>(pattern.size());
   std::int64_t branches = 0;
@@ -72,8 +74,12 @@ Tensor Backbone::walk(const Context& ctx, const Tensor& x, const Call& call) con
 }
 
 Tensor Backbone::operator()(const Context& ctx, const Tensor& x) const {
-  return walk(ctx, x,
-              [&](const Branch& branch, std::size_t, const Tensor& normed) { return (*branch.mixer)(ctx, normed); });
+  return walk(ctx, x, [&](const Branch& branch, std::size_t, const Tensor& normed) {
+    const Mixer& mixer = *branch.mixer;
+    if (!recompute_) return mixer(ctx, normed);
+    return recompute(
+        ctx, [&mixer](const Context& c, const Tensor& input) { return mixer(c, input); }, normed);
+  });
 }
 
 Tensor Backbone::extend(const Context& ctx, const Tensor& x, const BackboneState& state, const Tensor& length) const {

@@ -65,6 +65,7 @@ class Backbone {
 
   NormKind norm_;
   Residual residual_;
+  bool recompute_;
   std::vector<Layer> layers_;
   NormParams final_norm_;
 };

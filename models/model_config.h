@@ -49,6 +49,7 @@ struct ModelConfig {
   std::int64_t position_rows = 0;  // 0: as many as the longest prompt has tokens
   double position_std = 0.02;
   BlockInit init = BlockInit::Gpt2;
+  bool recompute = false;  // whether backward computes what mixers save again, instead of keeping it: train.recompute
   std::int64_t depth = 0;  // layers and branches that initialisation scales with; 0: as many as the pattern has
   Settings settings;       // everything of the [model] table, for mixers with keys of their own
 };

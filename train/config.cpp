@@ -58,6 +58,7 @@ RunConfig structs_from(Settings settings) {
   config.train.steps = s.integer("train.steps");
   config.train.precision = precision_of(s.text("train.precision"));
   config.train.capture = s.boolean("train.capture");
+  config.train.recompute = s.boolean("train.recompute");
   config.train.log_every = s.integer("train.log_every");
   config.eval.every = s.integer("eval.every");
   config.eval.prompts = s.integer("eval.prompts");
@@ -98,7 +99,7 @@ bool in_identity(const std::string& path, bool falling) {
   for (const std::string_view table : {"eval.", "checkpoint.", "dist."}) {
     if (path.starts_with(table)) return false;
   }
-  if (path == "run.name" || path == "train.steps") return false;
+  if (path == "run.name" || path == "train.steps" || path == "train.recompute") return false;
   return falling || (path != "schedule.total" && path != "schedule.final" && path != "schedule.every");
 }
 

@@ -52,6 +52,7 @@ struct TrainTable {
   std::int64_t steps = 500000;
   Precision precision = Precision::Fp32;
   bool capture = true;
+  bool recompute = false;
   std::int64_t log_every = 100;
 };
 
@@ -119,10 +120,10 @@ struct RawOverride;
 /// that reads back to the same bits. Reading it again gives the same configuration and the same text.
 [[nodiscard]] std::string resolved_toml(const RunConfig& config);
 
-/// What decides a run's numbers: the canonical form without run.name, train.steps, eval.*, checkpoint.* and dist.*,
-/// which may change on a resume. With a constant learning rate, schedule.total, schedule.final and schedule.every do
-/// nothing and are left out too; otherwise a changed schedule.total is another run, even where it comes from
-/// train.steps.
+/// What decides a run's numbers: the canonical form without run.name, train.steps, train.recompute, eval.*,
+/// checkpoint.* and dist.*, which may change on a resume. With a constant learning rate, schedule.total, schedule.final
+/// and schedule.every do nothing and are left out too; otherwise a changed schedule.total is another run, even where it
+/// comes from train.steps.
 [[nodiscard]] std::string identity_toml(const RunConfig& config);
 
 /// First 8 hexadecimal digits of the XXH3-64 of identity_toml(), for names of directories.

@@ -137,6 +137,11 @@ std::vector<SettingKey> common_keys() {
       SettingKey::boolean("train.capture", "record the step once and replay it (a CUDA graph on a GPU)")
           .with_default(true)
           .elsewhere_called({"cuda_graph", "cuda_graphs", "compile"}),
+      SettingKey::boolean("train.recompute",
+                          "backward computes the activations inside mixers again instead of keeping them: less memory, "
+                          "longer steps, the same bits; may change when a run is resumed")
+          .with_default(false)
+          .elsewhere_called({"activation_checkpointing", "gradient_checkpointing", "checkpoint_activations", "remat"}),
       SettingKey::integer("train.log_every", "steps from one line of metrics.jsonl to the next")
           .with_default(100)
           .between(1, kMostSteps)

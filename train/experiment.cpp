@@ -1,9 +1,13 @@
 #include "train/experiment.h"
 
+#include <fmt/format.h>
+
+#include <cstdint>
 #include <utility>
 
 #include "engine/cpu_runtime.h"
 #include "engine/step_graph.h"
+#include "train/progress.h"
 
 namespace graft {
 namespace {
@@ -21,6 +25,8 @@ Schedule schedule_of(const RunConfig& config) {
   return schedule;
 }
 
+std::string text_of(std::size_t bytes) { return bytes_text(static_cast<double>(bytes)); }
+
 }  // namespace
 
 Experiment::Experiment(RunConfig run_config)
@@ -30,6 +36,7 @@ Experiment::Experiment(RunConfig run_config)
       optimizer{config.optimizer.beta1, config.optimizer.beta2, config.optimizer.eps,
                 config.optimizer.name == "adamw" ? config.optimizer.weight_decay : 0.0, config.optimizer.clip},
       schedule(schedule_of(config)) {
+  model_options.recompute = config.train.recompute;
   const TaskShape shape = task->shape();
   model = std::make_unique<SequenceModel>(
       params, model_options,
@@ -72,6 +79,58 @@ MemoryReport plan_memory_on_paper(const RunConfig& config) {
   report.activations = graph.arena().planned_bytes();
   report.largest = graph.arena().largest(5);
   return report;
+}
+
+std::string out_of_memory_advice(const RunConfig& config, const MemoryReport& memory, std::size_t room) {
+  const std::size_t lasting = memory.total() - memory.activations;
+  if (room == 0) {
+    return fmt::format("parameters, gradients and optimizer take {}, a step {} more; use a smaller model",
+                       text_of(lasting), text_of(memory.activations));
+  }
+  std::vector<std::string> tensors;
+  for (const StepArena::Usage& usage : memory.largest) {
+    tensors.push_back(fmt::format("{}{} ({})", usage.count > 1 ? fmt::format("{} x ", usage.count) : std::string(),
+                                  usage.name, text_of(usage.bytes)));
+  }
+
+  // Some is left to what is not planned: captured graphs, metrics, buffers of evaluations.
+  const std::size_t limit = room - room / 32;
+  const auto needs = [&](const RunConfig& changed) { return plan_memory_on_paper(changed).total() - lasting; };
+  std::vector<std::string> changes;
+  const auto offer = [&](const std::string& change, const RunConfig& changed) {
+    const std::size_t bytes = needs(changed);
+    if (bytes <= limit) changes.push_back(fmt::format("{} ({})", change, text_of(bytes)));
+    return bytes <= limit;
+  };
+  const auto offer_batch = [&](const std::string& others, RunConfig changed) {
+    const auto fits = [&](std::int64_t batch) {
+      changed.train.batch = batch;
+      return needs(changed) <= limit;
+    };
+    std::int64_t most = 0;
+    for (std::int64_t beyond = config.train.batch; most + 1 < beyond;) {
+      const std::int64_t middle = most + (beyond - most) / 2;
+      (fits(middle) ? most : beyond) = middle;
+    }
+    if (most == 0) return;
+    changed.train.batch = most;
+    offer(fmt::format("{}train.batch = {}", others, most), changed);
+  };
+  offer_batch("", config);
+  if (!config.train.recompute) {
+    RunConfig changed = config;
+    changed.train.recompute = true;
+    const std::string change = "train.recompute = true";
+    if (!offer(change, changed)) offer_batch(change + " with ", changed);
+  }
+  if (config.train.precision == Precision::Fp32 || config.train.precision == Precision::Tf32) {
+    RunConfig changed = config;
+    changed.train.precision = Precision::Bf16;
+    offer("train.precision = \"bf16\"", changed);
+  }
+  return fmt::format("most of it is {}; {}", fmt::join(tensors, ", "),
+                     changes.empty() ? "no batch fits: use a smaller model"
+                                     : fmt::format("what would fit: {}", fmt::join(changes, ", or ")));
 }
 
 }  // namespace graft

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "engine/parameter_store.h"
@@ -34,10 +36,14 @@ struct MemoryReport {
   std::size_t optimizer = 0;    // moments
   std::size_t activations = 0;  // the planned memory of the longest training step
   [[nodiscard]] std::size_t total() const { return parameters + gradients + optimizer + activations; }
-  std::vector<StepArena::Usage> largest;  // largest step tensors at the peak
+  std::vector<StepArena::Usage> largest;  // what takes most of a step at its peak
 };
 
 /// Plans a training step at full length without a device: nothing is allocated, nothing runs.
 [[nodiscard]] MemoryReport plan_memory_on_paper(const RunConfig& config);
+
+/// For the error of a run that does not fit: what takes most of a step, and changes with which it would fit into `room`
+/// bytes besides its parameters, each planned. `room` 0: not even the parameters fit.
+[[nodiscard]] std::string out_of_memory_advice(const RunConfig& config, const MemoryReport& memory, std::size_t room);
 
 }  // namespace graft

@@ -203,13 +203,17 @@ TEST_CASE("step arena: the largest tensors at the peak, biggest first") {
     const Tensor a = f.take(1000, "a");
     const Tensor b = f.take(2000, "b");
     const Tensor c = f.take(1500, "c");
+    const Tensor another = f.take(700, "a");
   });
   const std::vector<StepArena::Usage> all = f.arena->largest(10);
   REQUIRE(all.size() == 3);
   CHECK(all[0].name == "b");
   CHECK(all[0].bytes == 8000);
-  CHECK(all[1].name == "c");
-  CHECK(all[2].name == "a");
+  CHECK(all[0].count == 1);
+  CHECK(all[1].name == "a");
+  CHECK(all[1].bytes == 6800);
+  CHECK(all[1].count == 2);
+  CHECK(all[2].name == "c");
   CHECK(f.arena->largest(1).size() == 1);
 }
 

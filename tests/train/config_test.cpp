@@ -132,6 +132,7 @@ TEST_CASE("config: what is not given has its default") {
   CHECK(config.train.steps == 500000);
   CHECK(config.train.precision == Precision::Fp32);
   CHECK(config.train.capture);
+  CHECK_FALSE(config.train.recompute);
   CHECK(config.eval.baselines == std::vector<std::string>{"all"});
   CHECK(config.checkpoint.keep_every == 100000);
   CHECK(config.text == kMinimal);
@@ -393,6 +394,7 @@ TEST_CASE("config: -o overrides the file") {
   CHECK(with({"run.name=true"}).run.name == "true");
   CHECK(with({"run.name=1e5"}).run.name == "1e5");
   CHECK(with({"train.capture=false"}).train.capture == false);
+  CHECK(with({"train.recompute=true"}).train.recompute);
   CHECK(with({"train.precision=bf16"}).train.precision == Precision::Bf16);
   CHECK(with({"eval.baselines=zero,averaging"}).eval.baselines == std::vector<std::string>{"zero", "averaging"});
   CHECK(with({"eval.baselines=[]"}).eval.baselines.empty());
@@ -672,7 +674,7 @@ TEST_CASE("config: the hash knows what decides a run's numbers") {
   };
   CHECK(hash_with({}) == hash);
   CHECK(hash_with({"train.batch=64", "optimizer.lr=0.0001"}) == hash);  // a default written out
-  for (const char* free : {"run.name=b", "train.steps=7", "train.examples=640", "eval.every=3", "eval.prompts=64",
+  for (const char* free : {"run.name=b", "train.steps=7", "train.examples=640", "train.recompute=true", "eval.every=3", "eval.prompts=64",
                            "checkpoint.keep=1", "dist.ranks=1"}) {
     CHECK(hash_with({free}) == hash);
   }

@@ -10,12 +10,10 @@
 #include <vector>
 
 #include "engine/error.h"
-#include "engine/step_graph.h"
 #include "tests/models/live_model.h"
 #include "tests/support/parity.h"
 #include "tests/train/tiny_run.h"
 #include "train/flops.h"
-#include "train/step.h"
 
 namespace graft::test {
 namespace {
@@ -271,35 +269,6 @@ TEST_CASE("presets: numbers that do not fit are refused with those that do") {
   refused("mamba2", {"model.groups=3"}, "model.groups");
   refused("mamba2", {"model.state=512"}, "model.state");
   refused("mamba2", {"model.n=2"}, "model.n");
-}
-
-/// Hash of the weights after some steps of the small run.
-std::uint64_t trained_hash(Backend backend, const RunConfig& config, bool captured, int steps = 30) {
-  TinySession tiny(config, backend);
-  const Context& ctx = tiny.session.ctx();
-  tiny.session.initialize();
-  MetricsRing metrics(ctx, tiny.session.runtime(), 64);
-  const StepParts parts{tiny.experiment.task.get(),
-                        tiny.experiment.model.get(),
-                        &tiny.experiment.params,
-                        &metrics,
-                        tiny.experiment.optimizer,
-                        tiny.experiment.schedule,
-                        {RandomDomain::Train, config.train.batch, 0, false}};
-  const std::int64_t points = tiny.experiment.task->final_points();
-  StepGraph graph(ctx, tiny.session.range(), "training step",
-                  [parts, points](const Context& c) { train_step(c, parts, points); });
-  graph.plan();
-  graph.run_eager();
-  if (captured) graph.capture();
-  for (int step = 1; step < steps; ++step) {
-    if (captured) {
-      graph.replay();
-    } else {
-      graph.run_eager();
-    }
-  }
-  return tiny.experiment.params.hash(ctx);
 }
 
 void check_reproducible(Backend backend, const char* precision) {

@@ -10,11 +10,13 @@
 #include <vector>
 
 #include "engine/device.h"
+#include "engine/step_graph.h"
 #include "train/checkpoint.h"
 #include "train/config.h"
 #include "train/experiment.h"
 #include "train/run_directory.h"
 #include "train/session.h"
+#include "train/step.h"
 #include "train/trainer.h"
 
 namespace graft::test {
@@ -75,6 +77,36 @@ struct TinySession {
   Experiment experiment;
   Session session;
 };
+
+/// Hash of the weights after some steps at full length.
+[[nodiscard]] inline std::uint64_t trained_hash(Backend backend, const RunConfig& config, bool captured,
+                                                int steps = 30) {
+  TinySession tiny(config, backend);
+  const Context& ctx = tiny.session.ctx();
+  tiny.session.initialize();
+  MetricsRing metrics(ctx, tiny.session.runtime(), 64);
+  const StepParts parts{tiny.experiment.task.get(),
+                        tiny.experiment.model.get(),
+                        &tiny.experiment.params,
+                        &metrics,
+                        tiny.experiment.optimizer,
+                        tiny.experiment.schedule,
+                        {RandomDomain::Train, config.train.batch, 0, false}};
+  const std::int64_t points = tiny.experiment.task->final_points();
+  StepGraph graph(ctx, tiny.session.range(), "training step",
+                  [parts, points](const Context& c) { train_step(c, parts, points); });
+  graph.plan();
+  graph.run_eager();
+  if (captured) graph.capture();
+  for (int step = 1; step < steps; ++step) {
+    if (captured) {
+      graph.replay();
+    } else {
+      graph.run_eager();
+    }
+  }
+  return tiny.experiment.params.hash(ctx);
+}
 
 /// A stream whose text nobody reads.
 class NullStream {
