@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -18,6 +19,7 @@
 #include "engine/step_graph.h"
 #include "train/flops.h"
 #include "train/session.h"
+#include "train/signals.h"
 
 namespace graft::bench {
 namespace {
@@ -206,6 +208,7 @@ int run_step_benchmarks(const StepRunOptions& options) {
     for (const StepBenchmark& item : list) fmt::print("{}\n", item.name);
     return static_cast<int>(ExitCode::kDone);
   }
+  const SignalGuard signals;
   const Device device = parse_device(options.device, Precision::Fp32);
   const std::string device_name = open_runtime(device, {options.threads})->device_name();
   fmt::print("{}: one training step, sampling included\n{:<36} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9} {:>8}\n",
@@ -213,13 +216,20 @@ int run_step_benchmarks(const StepRunOptions& options) {
              "of gemm");
   nlohmann::ordered_json out;
   out["device"] = device_name;
+  out["rows"] = nlohmann::ordered_json::array();
   CeilingsByPrecision ceilings;
   for (const StepBenchmark& item : list) {
+    if (std::ferror(stdout) != 0 && options.json.empty()) break;  // a table that nobody reads any more
     std::vector<std::string> overrides = item.keys;
     overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
     const RunConfig config =
         options.config.empty() ? parse_config("", "bench.toml", overrides) : load_config(options.config, overrides);
-    out["rows"].push_back(run_step(item.name, config, device, options, ceilings));
+    try {
+      SignalGuard::check("before a benchmark");
+      out["rows"].push_back(run_step(item.name, config, device, options, ceilings));
+    } catch (const InterruptedError&) {
+      break;  // what is done is still written
+    }
   }
   for (const auto& [precision, measured] : ceilings) {
     out["ceilings"][name_of(precision)] = {{"tflops", measured.flops_per_second / 1e12},
@@ -230,6 +240,7 @@ int run_step_benchmarks(const StepRunOptions& options) {
     file << out.dump(1) << '\n';
     if (!file.flush()) throw EnvironmentError(fmt::format("bench step: {} cannot be written", options.json));
   }
+  SignalGuard::check(interruption_text(out["rows"].size(), list.size()));
   return static_cast<int>(ExitCode::kDone);
 }
 

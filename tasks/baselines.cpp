@@ -52,6 +52,7 @@ void predict_nearest(const PromptPoints& prompt, std::span<double> predictions) 
     const float* x = &prompt.xs[static_cast<std::size_t>(i * prompt.dim)];
     Neighbour nearest[kNeighbours];  // nearest first
     std::int64_t found = 0;
+    if (prompt.is_stopped()) return;
     for (std::int64_t j = 0; j < i; ++j) {
       const float* other = &prompt.xs[static_cast<std::size_t>(j * prompt.dim)];
       double distance = 0;
@@ -146,6 +147,10 @@ std::vector<double> predict(const Baseline& baseline, std::span<const float> xs,
   std::mutex done_mutex;
   std::exception_ptr failure;
   std::mutex failure_mutex;
+  const std::function<bool()> stop = [&] {  // what one thread was told holds for all
+    if (options.stop && !stopped && options.stop()) stopped = true;
+    return stopped.load();
+  };
   const auto work = [&] {
     const auto row = static_cast<std::size_t>(points);
     const auto inputs = static_cast<std::size_t>(points * dim);
@@ -153,16 +158,14 @@ std::vector<double> predict(const Baseline& baseline, std::span<const float> xs,
       const auto p = static_cast<std::size_t>(prompt);
       const std::span<double> answers = std::span(predictions).subspan(p * row, row);
       try {
-        if (options.stop && options.stop()) {
-          stopped = true;
-          return;
-        }
+        if (stop()) return;
         const PromptPoints prompt_points{xs.subspan(p * inputs, inputs),
                                          ys.subspan(p * row, row),
                                          points,
                                          dim,
                                          options.scored.empty() ? options.scored : options.scored.subspan(p * row, row),
-                                         options.wanted};
+                                         options.wanted,
+                                         &stop};
         baseline.predict(prompt_points, answers);
         for (std::int64_t i = 0; i < points; ++i) {
           if (!prompt_points.is_wanted(i)) answers[static_cast<std::size_t>(i)] = std::nan("");

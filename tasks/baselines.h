@@ -15,8 +15,9 @@ struct PromptPoints {
   std::span<const float> ys;  // [points]
   std::int64_t points = 0;
   std::int64_t dim = 0;
-  std::span<const std::uint8_t> scored = {};  // [points], 0: the point does not count (an outlier); empty: all do
-  std::span<const std::uint8_t> wanted = {};  // [points], 1: an answer is asked for; empty: everywhere
+  std::span<const std::uint8_t> scored = {};    // [points], 0: the point does not count (an outlier); empty: all do
+  std::span<const std::uint8_t> wanted = {};    // [points], 1: an answer is asked for; empty: everywhere
+  const std::function<bool()>* stop = nullptr;  // true: nobody wants the answers any more; null: somebody does
 
   [[nodiscard]] std::span<const float> x(std::int64_t i) const {
     return xs.subspan(static_cast<std::size_t>(i * dim), static_cast<std::size_t>(dim));
@@ -35,11 +36,13 @@ struct PromptPoints {
   [[nodiscard]] bool is_wanted(std::int64_t i) const {
     return wanted.empty() || wanted[static_cast<std::size_t>(i)] != 0;
   }
+  [[nodiscard]] bool is_stopped() const { return stop != nullptr && (*stop)(); }
 };
 
 /// A classical learner that a model's in-context learning is compared with. `predict` fills predictions[i] with its
 /// answer at x_i after the points 0..i-1, at wanted positions at least. Arithmetic is in double precision unless the
 /// baseline says otherwise. It is called from several threads at once and must depend on nothing but its arguments.
+/// Whatever takes more than microseconds a point returns before the next one when prompt.is_stopped().
 struct Baseline {
   const char* name;  // key in eval.jsonl
   std::function<void(const PromptPoints& prompt, std::span<double> predictions)> predict;
@@ -83,7 +86,8 @@ struct PredictOptions {
   int threads = 0;                            // 0: as many as the machine has
   std::span<const std::uint8_t> scored = {};  // [prompts, points] as PromptPoints::scored; empty: all are
   std::span<const std::uint8_t> wanted = {};  // [points], 1: an answer is asked for; empty: everywhere
-  /// Asked before every prompt, from all threads at once: true ends the work.
+  /// Asked before every prompt and, by most baselines, before every point, from all threads at once: true ends the
+  /// work.
   std::function<bool()> stop = {};
   /// Told after every prompt how many are done; one call at a time, from any thread.
   std::function<void(std::int64_t done)> progress = {};

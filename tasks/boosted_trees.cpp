@@ -152,6 +152,7 @@ class Booster {
 
 void predict_boosted_trees(const PromptPoints& prompt, std::span<double> predictions) {
   for (std::int64_t i = 0; i < prompt.points; ++i) {
+    if (prompt.is_stopped()) return;
     double prediction = 0;
     if (i > 0 && prompt.is_wanted(i)) {
       prediction = BoostedTrees(prompt.first_xs(i), prompt.first_ys(i), prompt.dim)(prompt.x(i));

@@ -16,6 +16,7 @@ double soft_threshold(double value, double threshold) {
 void predict_lasso(double alpha, const PromptPoints& prompt, std::span<double> predictions) {
   Lasso lasso(prompt.dim);
   for (std::int64_t i = 0; i < prompt.points; ++i) {
+    if (prompt.is_stopped()) return;
     double prediction = 0;
     if (i > 0 && prompt.is_wanted(i)) {
       const std::vector<double> weights = lasso.fit({.alpha = alpha}).weights;

@@ -133,6 +133,7 @@ class GrowingLeastSquares {
 void predict_least_squares(const PromptPoints& prompt, std::span<double> predictions, bool scored_only) {
   GrowingLeastSquares fits(prompt.dim);
   for (std::int64_t i = 0; i < prompt.points; ++i) {
+    if (prompt.is_stopped()) return;
     const float* x = &prompt.xs[static_cast<std::size_t>(i * prompt.dim)];
     double prediction = 0;
     if (fits.points() > 0 && prompt.is_wanted(i)) {

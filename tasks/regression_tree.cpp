@@ -110,6 +110,7 @@ class Grower {
 Baseline tree_baseline(const char* name, std::int64_t most_depth) {
   const auto predict_tree = [most_depth](const PromptPoints& prompt, std::span<double> predictions) {
     for (std::int64_t i = 0; i < prompt.points; ++i) {
+      if (prompt.is_stopped()) return;
       double prediction = 0;
       if (i > 0 && prompt.is_wanted(i)) {
         prediction = RegressionTree(prompt.first_xs(i), prompt.first_ys(i), prompt.dim, most_depth)(prompt.x(i));

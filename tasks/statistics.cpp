@@ -102,6 +102,7 @@ PositionStatistics position_statistics(std::span<const double> scores, std::int6
   std::vector<std::uint32_t> times(index(prompts));
   std::vector<double> counts(width);
   for (int resample = 0; resample < options.resamples; ++resample) {
+    if (options.stop && options.stop()) return result;
     draw_resample(options, resample, times);
     std::fill(sums.begin(), sums.end(), 0.0);
     std::fill(counts.begin(), counts.end(), weights.empty() ? static_cast<double>(prompts) : 0.0);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -11,6 +12,7 @@ struct BootstrapOptions {
   double lower = 0.05;  // quantiles of the resampled means
   double upper = 0.95;
   std::uint64_t seed = 0;
+  std::function<bool()> stop = {};  // asked before every resample: true ends the work, and there is no band
 };
 
 /// Scores of an evaluation, position by position. NaN stands where a position has too few prompts for a value.

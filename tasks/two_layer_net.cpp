@@ -44,7 +44,7 @@ struct TwoLayerNet::Engine {
 
   [[nodiscard]] Tensor outputs(const Context& c, const Tensor& x) const {  // x [1, rows, dim]
     const Tensor hidden = linear(c, x, first_weight.tensor(c), first_bias.tensor(c));
-    return linear(c, activation(c, hidden, ActivationKind::Relu), second_weight.tensor(c), second_bias.tensor(c));
+    return linear(c, activation(c, hidden, Activation::Relu), second_weight.tensor(c), second_bias.tensor(c));
   }
 
   [[nodiscard]] Tensor upload(std::span<const float> values, const Shape& shape) const {
@@ -157,6 +157,7 @@ namespace {
 void predict_two_layer_net(const PromptPoints& prompt, std::span<double> predictions) {
   TwoLayerNet net(prompt.dim);
   for (std::int64_t i = 0; i < prompt.points; ++i) {
+    if (prompt.is_stopped()) return;
     double prediction = 0;
     if (i > 0 && prompt.is_wanted(i)) {
       const std::span<const float> xs = prompt.first_xs(i), ys = prompt.first_ys(i);

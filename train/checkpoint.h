@@ -147,8 +147,9 @@ class CheckpointDirectory {
   /// naming the file that is missing or damaged.
   [[nodiscard]] static CheckpointData load(const std::filesystem::path& path,
                                            CheckpointParts parts = CheckpointParts::All);
-  /// Checks every byte of one checkpoint. Throws like load().
-  static void verify(const std::filesystem::path& path);
+  /// Checks every byte of one checkpoint. Throws like load(). Returns its first number that is not finite, for people;
+  /// empty: all are.
+  static std::string verify(const std::filesystem::path& path);
 
   /// All checkpoints, by step, without those that were set aside.
   [[nodiscard]] std::vector<CheckpointInfo> list() const;

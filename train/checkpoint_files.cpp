@@ -273,9 +273,11 @@ CheckpointData CheckpointDirectory::load(const fs::path& path, CheckpointParts p
   return data;
 }
 
-void CheckpointDirectory::verify(const fs::path& path) {
+std::string CheckpointDirectory::verify(const fs::path& path) {
   const fs::path checkpoint = without_trailing_slash(path);
-  check_contents(read_manifest(checkpoint), checkpoint);
+  const json manifest = read_manifest(checkpoint);
+  check_contents(manifest, checkpoint);
+  return nonfinite_in(manifest);
 }
 
 }  // namespace graft

@@ -89,7 +89,7 @@ std::string notes_on(const CheckpointInfo& info) {
   std::vector<std::string> notes;
   if (info.latest) notes.emplace_back("latest");
   if (info.best) notes.emplace_back("best");
-  if (!info.nonfinite.empty()) notes.push_back("not finite: " + info.nonfinite);
+  if (!info.nonfinite.empty()) notes.push_back("not finite, never continued from: " + info.nonfinite);
   if (!info.problem.empty()) notes.push_back("cannot be used: " + info.problem);
   return fmt::format("{}", fmt::join(notes, ", "));
 }
@@ -135,17 +135,28 @@ int verify(const CkptArguments& arguments) {
     if (infos.empty()) throw DataError(fmt::format("ckpt: {} holds no checkpoint", target));
     for (const CheckpointInfo& info : infos) checkpoints.push_back(info.path);
   }
-  std::vector<std::string> damaged;
+  std::vector<std::string> damaged, nonfinite;
   for (const fs::path& checkpoint : checkpoints) {
     try {
-      CheckpointDirectory::verify(checkpoint);
-      fmt::print("{}: good\n", checkpoint.string());
+      const std::string number = CheckpointDirectory::verify(checkpoint);
+      if (number.empty()) {
+        fmt::print("{}: good\n", checkpoint.string());
+      } else {
+        fmt::print("{}: INTACT BUT NOT FINITE, never continued from: {}\n", checkpoint.string(), number);
+        nonfinite.push_back(checkpoint.string());
+      }
     } catch (const Error& error) {
       fmt::print("{}: DAMAGED: {}\n", checkpoint.string(), error.what());
       damaged.push_back(checkpoint.string());
     }
   }
-  if (damaged.empty()) return static_cast<int>(ExitCode::kDone);
+  if (damaged.empty() && nonfinite.empty()) return static_cast<int>(ExitCode::kDone);
+  if (damaged.empty()) {
+    throw NumericsError(
+        fmt::format("ckpt: {} of {} checkpoints are intact but not finite: {}; `graft train` continues from the newest "
+                    "finite one",
+                    nonfinite.size(), checkpoints.size(), fmt::join(nonfinite, ", ")));
+  }
   throw DataError(
       fmt::format("ckpt: {} of {} checkpoints cannot be used: {}; `graft train` continues from the newest "
                   "good one",
@@ -326,7 +337,8 @@ void add(CLI::App& app, std::function<int()>& action) {
   ckpt->footer(
       "Examples:  graft ckpt ls runs/quickstart-0123abcd\n"
       "           graft ckpt verify runs/quickstart-0123abcd/ckpt/step_5000\n"
-      "Exit codes: 0 done, 2 usage, 3 the file system refuses or the run is in use, 4 a checkpoint is invalid");
+      "Exit codes: 0 done, 2 usage, 3 the file system refuses or the run is in use, 4 a checkpoint is damaged,\n"
+      "            5 verify: none is damaged, and one holds numbers that are not finite");
 
   CLI::App* ls = add_action(*ckpt, "ls", "one line a checkpoint: step, size, time, score, what is wrong with it",
                             "graft ckpt ls runs/quickstart-0123abcd", arguments, list, action);
@@ -334,7 +346,8 @@ void add(CLI::App& app, std::function<int()>& action) {
   ls->add_flag("--json", arguments->as_json, "one JSON object a checkpoint (default: off)");
 
   CLI::App* check =
-      add_action(*ckpt, "verify", "read every byte and compare sizes and checksums; exit 4 if one is wrong",
+      add_action(*ckpt, "verify",
+                 "read every byte and compare sizes and checksums; exit 4 if one is wrong, 5 if numbers are not finite",
                  "graft ckpt verify runs/*", arguments, verify, action);
   check->add_option("paths", arguments->targets, "runs' directories, ckpt folders or single checkpoints")
       ->type_name("PATH")

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/error.h"
@@ -12,6 +13,7 @@
 #include "train/command.h"
 #include "train/config.h"
 #include "train/evaluation.h"
+#include "train/signals.h"
 
 namespace graft {
 namespace {
@@ -52,7 +54,25 @@ std::vector<std::string> suites_of(const Task& task, const std::string& wanted) 
   return {wanted};
 }
 
+/// The file of --out, which gets each result as soon as it is there; opened with the first, so that an evaluation
+/// without any leaves an earlier file alone.
+class ResultFile {
+ public:
+  explicit ResultFile(std::string path) : path_(std::move(path)) {}
+  void append(const EvaluationResult& result) {
+    if (path_.empty()) return;
+    if (!file_.is_open()) file_.open(path_);
+    file_ << result.json().dump() << '\n';
+    if (!file_.flush()) throw EnvironmentError(fmt::format("eval: {} cannot be written", path_));
+  }
+
+ private:
+  std::string path_;
+  std::ofstream file_;
+};
+
 int evaluate(const EvalArguments& arguments) {
+  const SignalGuard signals;
   const Target target = find_target(arguments.target);
   const RunConfig config = load_config((target.run / "resolved.toml").string(), arguments.overrides);
   Experiment experiment(config);
@@ -62,7 +82,7 @@ int evaluate(const EvalArguments& arguments) {
   if (target.checkpoint.empty()) {
     checkpoint = CheckpointDirectory(target.run / "ckpt").load_latest(&report, CheckpointParts::ModelOnly);
     for (const CheckpointReport::Skipped& skipped : report.skipped) {
-      fmt::print(stderr, "graft: warning: {} skipped: {}\n", skipped.path.string(), skipped.reason);
+      write_note(fmt::format("graft: warning: {} skipped: {}", skipped.path.string(), skipped.reason));
     }
     if (!checkpoint) throw DataError(fmt::format("eval: {} holds no checkpoint yet", target.run.string()));
   } else {
@@ -71,23 +91,29 @@ int evaluate(const EvalArguments& arguments) {
 
   const std::vector<std::string> suites = suites_of(*experiment.task, arguments.suite);
 
+  ResultFile file(arguments.out);
+  std::size_t done = 0;
+  const auto check_signals = [&] {
+    SignalGuard::check(fmt::format("with {} of {} evaluations done{}; the same command starts again: {}", done,
+                                   suites.size(), arguments.out.empty() || done == 0 ? "" : " and in " + arguments.out,
+                                   command_line()));
+  };
+  check_signals();
   Session session(experiment, parse_device(arguments.device, config.train.precision), {arguments.threads}, false);
+  check_signals();
   session.restore(*checkpoint, false);
-  std::string lines;
   for (const std::string& suite : suites) {
     Evaluator evaluator(session, suite == kStandardSuite ? target.run / "baselines.json" : fs::path(),
                         Evaluator::CacheUse::ReadOnly, suite);
-    evaluator.watch({}, [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
+    evaluator.watch([] { return SignalGuard::received() != 0; }, write_note);
     const EvaluationResult result = evaluator.run(checkpoint->step);
-    fmt::print("{} at step {}, suite {}, {} prompts, {}\n\n{}\n", config.run.name, result.step, suite, result.prompts,
-               session.runtime().device_name(),
-               summary_table(result, config.model_name(), experiment.task->score_name()));
-    lines += result.json().dump() + '\n';
-  }
-  if (!arguments.out.empty()) {
-    std::ofstream file(arguments.out);
-    file << lines;
-    if (!file.flush()) throw EnvironmentError(fmt::format("eval: {} cannot be written", arguments.out));
+    if (result.interrupted) check_signals();
+    file.append(result);
+    ++done;
+    const bool read = write_output(fmt::format(
+        "{} at step {}, suite {}, {} prompts, {}\n\n{}\n", config.run.name, result.step, suite, result.prompts,
+        session.runtime().device_name(), summary_table(result, config.model_name(), experiment.task->score_name())));
+    if (!read && arguments.out.empty()) break;  // nobody wants the others
   }
   return static_cast<int>(ExitCode::kDone);
 }

@@ -13,6 +13,7 @@
 #include "tasks/task.h"
 #include "train/command.h"
 #include "train/config.h"
+#include "train/signals.h"
 
 namespace graft {
 namespace {
@@ -47,7 +48,7 @@ std::string numbers_text(const std::vector<float>& values) {
   return text;
 }
 
-void print_json(const Task& task, const std::string& name, std::int64_t index, const Prompt& prompt) {
+std::string json_text(const Task& task, const std::string& name, std::int64_t index, const Prompt& prompt) {
   nlohmann::ordered_json line;
   line["task"] = name;
   line["index"] = index;
@@ -60,16 +61,14 @@ void print_json(const Task& task, const std::string& name, std::int64_t index, c
     line["targets"] = std::move(targets);
     line["scored"] = prompt.scored;
     line["truth"] = prompt.truth;
-    fmt::print("{}\n", line.dump());
-    return;
+    return line.dump() + "\n";
   }
   if (!prompt.inputs.empty()) {
     line["inputs"] = prompt.inputs;
     line["targets"] = prompt.targets;
     line["scored"] = prompt.scored;
     line["truth"] = prompt.truth;
-    fmt::print("{}\n", line.dump());
-    return;
+    return line.dump() + "\n";
   }
   nlohmann::ordered_json inputs = nlohmann::ordered_json::array();
   nlohmann::ordered_json targets = nlohmann::ordered_json::array();
@@ -85,10 +84,10 @@ void print_json(const Task& task, const std::string& name, std::int64_t index, c
   line["targets"] = std::move(targets);
   line["scored"] = std::move(scored);
   line["truth"] = prompt.truth;
-  fmt::print("{}\n", line.dump());
+  return line.dump() + "\n";
 }
 
-void print_ids(const Task& task, std::int64_t index, const Prompt& prompt) {
+std::string ids_text(const Task& task, std::int64_t index, const Prompt& prompt) {
   std::string text = fmt::format("prompt {}:", index);
   std::size_t next = 0;  // of the scored positions
   for (std::size_t i = 0; i < prompt.ids.size(); ++i) {
@@ -97,56 +96,52 @@ void print_ids(const Task& task, std::int64_t index, const Prompt& prompt) {
     const std::string name = task.token_name(prompt.ids[i]);
     text += target ? fmt::format(" [{}]", name) : " " + name;
   }
-  fmt::print("{}\n", text);
+  return text + "\n";
 }
 
-void print_inputs(const Task& task, std::int64_t index, const Prompt& prompt) {
-  fmt::print("prompt {}: {}\n{:>5}  token\n", index, task.truth_text(prompt), "i");
+std::string inputs_text(const Task& task, std::int64_t index, const Prompt& prompt) {
+  std::string text = fmt::format("prompt {}: {}\n{:>5}  token\n", index, task.truth_text(prompt), "i");
   std::size_t next = 0;  // of the scored positions
   for (std::size_t i = 0; i < prompt.inputs.size(); ++i) {
-    fmt::print("{:>5}  {}\n", i, numbers_text(prompt.inputs[i]));
+    text += fmt::format("{:>5}  {}\n", i, numbers_text(prompt.inputs[i]));
     if (next < prompt.scored.size() && static_cast<std::size_t>(prompt.scored[next]) == i) {
-      fmt::print("{:>5}  {}\n", "->", numbers_text(prompt.targets[next++]));
+      text += fmt::format("{:>5}  {}\n", "->", numbers_text(prompt.targets[next++]));
     }
   }
+  return text;
 }
 
-void print_points(const Task& task, std::int64_t index, const Prompt& prompt) {
-  fmt::print("prompt {}: {}\n{:>5}  {:>9}  {}\n", index, task.truth_text(prompt), "i", "y", "x");
+std::string points_text(const Task& task, std::int64_t index, const Prompt& prompt) {
+  std::string text = fmt::format("prompt {}: {}\n{:>5}  {:>9}  {}\n", index, task.truth_text(prompt), "i", "y", "x");
   for (std::int64_t i = 0; i < prompt.points; ++i) {
     const std::vector<float> y = y_token(prompt, i);
     const bool vector = std::any_of(y.begin() + 1, y.end(), [](float value) { return value != 0; });
-    fmt::print("{:>5}  {:>9}  {}{}\n", i, vector ? "vector" : fmt::format("{:.3f}", y[0]),
-               numbers_text(row_of(prompt.xs, prompt.dim, i)), counts(prompt, i) ? "" : "  outlier");
-    if (vector) fmt::print("{:>5}  {:>9}  {}\n", "", "y =", numbers_text(y));
+    text += fmt::format("{:>5}  {:>9}  {}{}\n", i, vector ? "vector" : fmt::format("{:.3f}", y[0]),
+                        numbers_text(row_of(prompt.xs, prompt.dim, i)), counts(prompt, i) ? "" : "  outlier");
+    if (vector) text += fmt::format("{:>5}  {:>9}  {}\n", "", "y =", numbers_text(y));
   }
+  return text;
 }
 
-void print_table(const Task& task, std::int64_t index, const Prompt& prompt) {
-  if (!prompt.ids.empty()) {
-    print_ids(task, index, prompt);
-  } else if (!prompt.inputs.empty()) {
-    print_inputs(task, index, prompt);
-  } else {
-    print_points(task, index, prompt);
-  }
+std::string table_text(const Task& task, std::int64_t index, const Prompt& prompt) {
+  if (!prompt.ids.empty()) return ids_text(task, index, prompt);
+  return prompt.inputs.empty() ? points_text(task, index, prompt) : inputs_text(task, index, prompt);
 }
 
 int sample(const SampleArguments& arguments) {
   const RunConfig config = load_config(arguments.config, arguments.overrides);
   const std::unique_ptr<Task> task = make_task(config.settings);
   const std::uint64_t seed = arguments.seed ? static_cast<std::uint64_t>(*arguments.seed) : config.run.seed;
+  const SignalGuard signals;
+  bool read = true;  // a reader who has seen enough, like head, is no error
   if (!arguments.json) {
-    fmt::print("{}; training step 0 of seed {}, full length{}\n", task->description(), seed,
-               task->shape().vocabulary > 0 ? "; [targets] in brackets" : "");
+    read = write_output(fmt::format("{}; training step 0 of seed {}, full length{}\n", task->description(), seed,
+                                    task->shape().vocabulary > 0 ? "; [targets] in brackets" : ""));
   }
-  for (std::int64_t i = 0; i < arguments.count; ++i) {
+  for (std::int64_t i = 0; i < arguments.count && read; ++i) {
+    SignalGuard::check(fmt::format("after {} of {} prompts; -n prints fewer", i, arguments.count));
     const Prompt prompt = task->prompt(seed, RandomDomain::Train, 0, static_cast<std::uint32_t>(i));
-    if (arguments.json) {
-      print_json(*task, config.task, i, prompt);
-    } else {
-      print_table(*task, i, prompt);
-    }
+    read = write_output(arguments.json ? json_text(*task, config.task, i, prompt) : table_text(*task, i, prompt));
   }
   return static_cast<int>(ExitCode::kDone);
 }

@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -12,6 +11,7 @@
 #include "engine/error.h"
 #include "train/command.h"
 #include "train/progress.h"
+#include "train/signals.h"
 #include "train/sweep_run.h"
 
 namespace graft {
@@ -76,6 +76,7 @@ int status(const SweepArguments& arguments) {
 
 int run(const SweepArguments& arguments) {
   const Sweep sweep = load_sweep(arguments.file, arguments.overrides);
+  const SignalGuard signals;
   SweepOptions options;
   options.root = arguments.runs_dir;
   options.device = arguments.device;
@@ -98,14 +99,13 @@ int run(const SweepArguments& arguments) {
   static_cast<void>(std::fputs(summary.c_str(), stdout));
   static_cast<void>(std::fflush(stdout));
   for (const SweepOutcome* outcome : failed) {
-    fmt::print(stderr, "{}: {}\n", directory_of(sweep, *outcome->point, options.root).string(), outcome->error);
+    write_note(fmt::format("{}: {}", directory_of(sweep, *outcome->point, options.root).string(), outcome->error));
   }
   if (report.signal != 0) {
-    fmt::print(
-        stderr,
-        "graft: error: interrupted with {} of {} runs done; the others are saved. The same command continues: {}\n",
-        finished, sweep.points.size(), command_line());
-    return static_cast<int>(report.signal == SIGTERM ? ExitCode::kTerminated : ExitCode::kInterrupted);
+    throw InterruptedError(
+        fmt::format("interrupted with {} of {} runs done; the others are saved. The same command continues: {}",
+                    finished, sweep.points.size(), command_line()),
+        report.signal);
   }
   if (!failed.empty()) {
     throw Error(fmt::format("{} of {} runs failed, {} first; the same command tries them again", failed.size(),

@@ -2,7 +2,6 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -17,6 +16,7 @@
 #include "train/progress.h"
 #include "train/run_directory.h"
 #include "train/run_record.h"
+#include "train/signals.h"
 #include "train/trainer.h"
 
 namespace graft {
@@ -52,26 +52,20 @@ void print_plan(const Experiment& experiment, const MemoryReport& memory) {
              bytes_text(static_cast<double>(memory.activations)));
 }
 
-std::string out_of_memory_advice(const MemoryReport& memory) {
-  std::string text = "the largest tensors of a step are";
-  for (const StepArena::Usage& usage : memory.largest) {
-    text += fmt::format(" {} ({}),", usage.name, bytes_text(static_cast<double>(usage.bytes)));
-  }
-  return text + " lower train.batch";
-}
-
 int finish(const Experiment& experiment, const RunDirectory& directory, const TrainingOutcome& outcome,
            Resume::Mode resume) {
   if (outcome.signal != 0) {
-    fmt::print(stderr, "graft: error: interrupted after step {}; saved. The same command{} continues: {}\n",
-               outcome.step, resume == Resume::Mode::Auto ? "" : " with --resume auto", command_line());
-    return static_cast<int>(outcome.signal == SIGTERM ? ExitCode::kTerminated : ExitCode::kInterrupted);
+    throw InterruptedError(
+        fmt::format("interrupted after step {}; saved. The same command{} continues: {}", outcome.step,
+                    resume == Resume::Mode::Auto ? "" : " with --resume auto", command_line()),
+        outcome.signal);
   }
   const std::string text =
       fmt::format("\n{}\nsteps {}  parameters' hash {:016x}  run directory {}\n",
                   summary_table(outcome.evaluation, experiment.config.model_name(), experiment.task->score_name()),
                   outcome.step, outcome.parameter_hash, directory.path().string());
   static_cast<void>(std::fputs(text.c_str(), stdout));  // nobody may be reading any more
+  static_cast<void>(std::fflush(stdout));
   return static_cast<int>(ExitCode::kDone);
 }
 
@@ -85,6 +79,10 @@ void record_end(RunDirectory& directory, ExitCode code, const std::string& messa
 }
 
 int train(const TrainArguments& arguments) {
+  const SignalGuard signals;
+  const auto check_signals = [] {
+    SignalGuard::check("before the first step; the same command starts again: " + command_line());
+  };
   const RunConfig config = load_config(arguments.config, arguments.overrides);
   Experiment experiment(config);
   const MemoryReport memory = plan_memory_on_paper(config);
@@ -104,13 +102,15 @@ int train(const TrainArguments& arguments) {
   std::optional<CheckpointData> checkpoint;
   if (options.resume.mode == Resume::Mode::Path) checkpoint = CheckpointDirectory::load(options.resume.path);
 
+  check_signals();
   std::unique_ptr<Session> session;
   try {
     session = std::make_unique<Session>(experiment, device, RuntimeOptions{arguments.threads}, true);
     session->range()->grow(memory.activations);  // the longest step's, before there is a run
   } catch (const OutOfMemoryError& error) {
-    throw OutOfMemoryError(fmt::format("{}; {}", error.what(), out_of_memory_advice(memory)));
+    throw OutOfMemoryError(fmt::format("{}; {}", error.what(), out_of_memory_advice(config, memory, error.room())));
   }
+  check_signals();
   options.info = run_info(config, *session);
   RunDirectory directory(options);
   for (const std::string& warning : directory.warnings()) fmt::print(stderr, "graft: warning: {}\n", warning);
@@ -139,6 +139,14 @@ int train(const TrainArguments& arguments) {
     const TrainingOutcome outcome = trainer.run();
     status = finish(experiment, directory, outcome, options.resume.mode);
     directory.finish(status);
+  } catch (const OutOfMemoryError& error) {
+    // A training step has had its memory since the start: it is an evaluation's that does not fit.
+    const OutOfMemoryError told(error.room() > 0
+                                    ? fmt::format("{}; an evaluation takes eval.batch = {} prompts at once, lower it",
+                                                  error.what(), config.eval.batch)
+                                    : std::string(error.what()));
+    record_end(directory, told.exit_code(), told.what());
+    throw told;
   } catch (const Error& error) {
     record_end(directory, error.exit_code(), error.what());
     throw;

@@ -3,9 +3,13 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <map>
 #include <utility>
 
+#include "engine/error.h"
 #include "engine/version.h"
 
 namespace graft {
@@ -62,6 +66,19 @@ void add_device_options(CLI::App& command, std::string& device, int& threads) {
   command.add_option("--threads", threads, "CPU threads; 0: all")
       ->capture_default_str()
       ->check(CLI::Range(0, kMostThreads));
+}
+
+bool write_output(std::string_view text) {
+  errno = 0;
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  if (std::fflush(stdout) == 0 && written) return true;
+  if (errno == EPIPE) return false;
+  throw EnvironmentError(fmt::format("stdout cannot be written: {}", std::strerror(errno)));
+}
+
+void write_note(std::string_view text) {
+  static_cast<void>(std::fwrite(text.data(), 1, text.size(), stderr));
+  static_cast<void>(std::fputc('\n', stderr));
 }
 
 const std::string& command_line() { return line(); }

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace CLI {
@@ -34,6 +35,12 @@ void add_version_flag(CLI::App& app);
 void add_override_option(CLI::App& command, std::vector<std::string>& overrides, const std::string& example);
 /// --device and --threads, for commands that compute.
 void add_device_options(CLI::App& command, std::string& device, int& threads);
+
+/// Writes to stdout and flushes. False if whoever read it is gone, which under a SignalGuard does not end the process;
+/// throws EnvironmentError where the text cannot be written otherwise.
+bool write_output(std::string_view text);
+/// Writes a line to stderr, whether or not anybody reads it.
+void write_note(std::string_view line);
 
 /// The arguments of this process, quoted where a shell needs it; set by main, recorded with runs.
 [[nodiscard]] const std::string& command_line();

@@ -158,20 +158,18 @@ EvaluationResult Evaluator::run(std::int64_t step) {
   fresh.seed = experiment.config.run.seed;
   state_.write(ctx, fresh);
   if (!graph_->arena().planned()) graph_->plan();
+  std::unique_ptr<Event> before;  // the batch before: the host is one ahead, so that `stop` never waits for many
   for (std::int64_t batch = 0; batch < batches; ++batch) {
-    if (stopped()) {
-      EvaluationResult partial;
-      partial.step = step;
-      partial.suite = suite_;
-      partial.interrupted = true;
-      return partial;
-    }
+    if (stopped()) return interrupted(step);
     if (graph_->captured()) {
       graph_->replay();
-      continue;
+    } else {
+      graph_->run_eager();
+      if (experiment.config.train.capture) graph_->capture();
     }
-    graph_->run_eager();
-    if (experiment.config.train.capture) graph_->capture();
+    std::unique_ptr<Event> done = ctx.stream->record();
+    if (before) before->synchronize();
+    before = std::move(done);
   }
 
   std::vector<double> scores = download(ctx, scores_, "scores");
@@ -185,9 +183,10 @@ EvaluationResult Evaluator::run(std::int64_t step) {
   result.suite = suite_;
   result.prompts = prompts;
   const auto resamples = static_cast<int>(experiment.config.eval.bootstrap);
-  result.positions =
-      position_statistics(scores, prompts, task_.final_points(),
-                          {.resamples = std::max(resamples, 1), .seed = experiment.config.run.seed}, scored);
+  result.positions = position_statistics(
+      scores, prompts, task_.final_points(),
+      {.resamples = std::max(resamples, 1), .seed = experiment.config.run.seed, .stop = stop_}, scored);
+  if (result.positions.lower.empty()) return interrupted(step);
   if (resamples == 0) {  // no band was asked for
     result.positions.lower.clear();
     result.positions.upper.clear();
@@ -204,6 +203,14 @@ EvaluationResult Evaluator::run(std::int64_t step) {
   result.baselines = baselines_;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
+}
+
+EvaluationResult Evaluator::interrupted(std::int64_t step) const {
+  EvaluationResult partial;
+  partial.step = step;
+  partial.suite = suite_;
+  partial.interrupted = true;
+  return partial;
 }
 
 std::string Evaluator::cache_key() const {
@@ -285,12 +292,11 @@ BaselineScores Evaluator::load_or_compute_baselines() {
     const EvalTable& eval = experiment.config.eval;
     const std::int64_t asked = baseline.expensive ? std::min(prompts, eval.baseline_prompts) : prompts;
     const auto values = static_cast<std::size_t>(asked * points);
-    PredictOptions options{.threads = session_.threads()};
+    PredictOptions options{.threads = session_.threads(), .stop = stop_};
     if (!scored.empty()) options.scored = std::span(scored).first(values);
     std::vector<std::uint8_t> wanted(static_cast<std::size_t>(points), 1);
     if (baseline.expensive) {
       wanted = spread_positions(points, eval.baseline_positions);
-      options.stop = stop_;
       options.progress = report(name, asked);
     }
     options.wanted = wanted;

@@ -31,7 +31,7 @@ struct EvaluationResult {
   std::optional<double> accuracy;  // share of prompts answered, where the task has answers: see Task::answer_points()
   BaselineScores baselines;
   double seconds = 0;
-  bool interrupted = false;  // by watch()'s `stop`: positions or baselines are missing
+  bool interrupted = false;  // by watch()'s `stop`: something is missing
 
   /// The line of eval.jsonl.
   [[nodiscard]] nlohmann::ordered_json json() const;
@@ -49,9 +49,9 @@ class Evaluator {
 
   [[nodiscard]] EvaluationResult run(std::int64_t step);
 
-  /// Expensive baselines tell `say` from time to time how far they are. When `stop` is true an evaluation ends as soon
-  /// as it can, with a result that says so, and a later one does its work. Either may be empty. Both are called from
-  /// other threads too.
+  /// Expensive baselines tell `say` from time to time how far they are. When `stop` is true an evaluation ends, between
+  /// batches, resamples, or points of a baseline, with a result that says so, and a later one does its work. Either may
+  /// be empty. Both are called from other threads too.
   void watch(std::function<bool()> stop, std::function<void(const std::string&)> say);
 
  private:
@@ -60,6 +60,7 @@ class Evaluator {
   [[nodiscard]] std::function<void(std::int64_t)> report(const std::string& baseline, std::int64_t prompts) const;
   [[nodiscard]] std::string cache_key() const;
   [[nodiscard]] bool stopped() const { return stop_ && stop_(); }
+  [[nodiscard]] EvaluationResult interrupted(std::int64_t step) const;
   Session& session_;
   std::string suite_;
   std::unique_ptr<Task> suite_task_;  // null: the experiment's own

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <functional>
@@ -20,13 +21,14 @@ namespace {
 
 /// All but the last line of a message come before it, so that the output ends with "graft: error: ...".
 int report(std::string_view message, graft::ExitCode code) {
+  std::signal(SIGPIPE, SIG_IGN);  // the exit code is this one whether or not anybody reads the message
   while (message.ends_with('\n')) message.remove_suffix(1);
   const auto newline = message.rfind('\n');
   if (newline != std::string_view::npos) {
-    fmt::print(stderr, "{}\n", message.substr(0, newline));
+    graft::write_note(message.substr(0, newline));
     message.remove_prefix(newline + 1);
   }
-  fmt::print(stderr, "graft: error: {}\n", message);
+  graft::write_note(fmt::format("graft: error: {}", message));
   return static_cast<int>(code);
 }
 

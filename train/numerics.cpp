@@ -2,12 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
 #include <set>
 #include <utility>
 
 #include "engine/require.h"
 #include "engine/step_graph.h"
 #include "engine/stream.h"
+#include "ops/clip.h"
 #include "train/json_lines.h"
 #include "train/step_watcher.h"
 
@@ -84,6 +87,13 @@ Json parameters_json(const Context& ctx, const ParameterStore& params) {
 /// Collects what launches leave behind, until it has seen enough.
 class Findings {
  public:
+  /// The gradient with the largest element, and the launch that gave it that.
+  struct Largest {
+    double magnitude = 0;
+    std::string parameter, op;
+    std::int64_t launch = 0;
+  };
+
   void look(const StepWatcher::Launched& launched) {
     if (events_.size() > kMostEvents) return;
     Json event;
@@ -95,6 +105,10 @@ class Findings {
       if (known_.contains(key)) continue;
       const ValueSummary values = summarize_values(launched.inner, tensor->view);
       if (values.finite()) {
+        const double magnitude = std::max(std::abs(values.min), std::abs(values.max));
+        if (magnitude > largest_.magnitude && tensor->name == "gradient of " + tensor->parameter) {
+          largest_ = {magnitude, tensor->parameter, launched.kernel, launched.number};
+        }
         others.push_back(json_of(*tensor, values));
         continue;
       }
@@ -126,11 +140,13 @@ class Findings {
   }
   [[nodiscard]] const std::vector<Json>& events() const { return events_; }
   [[nodiscard]] const std::string& text() const { return text_; }
+  [[nodiscard]] const Largest& largest() const { return largest_; }
 
  private:
   std::set<std::pair<std::string, int>> known_;
   std::vector<Json> events_;
   std::string text_;
+  Largest largest_;
 };
 
 }  // namespace
@@ -145,6 +161,14 @@ std::string first_bad_name(const ParameterStore& params, std::int64_t first_bad)
     }
   }
   return "gradient norm";
+}
+
+std::string divergence_advice(const OptimizerConfig& optimizer, const Schedule& schedule) {
+  return fmt::format(
+      "lower optimizer.lr (now {:.3g}), {} optimizer.clip (now {}), or lengthen schedule.warmup (now {}), "
+      "and start again",
+      schedule.base, optimizer.clip > 0 ? "lower" : "set",
+      optimizer.clip > 0 ? fmt::format("{:.3g}", optimizer.clip) : "0: off", schedule.warmup);
 }
 
 std::vector<BadParameter> bad_parameters(const Context& ctx, const ParameterStore& params) {
@@ -206,9 +230,18 @@ NumericsReport examine_step(const Context& ctx, const std::shared_ptr<AddressRan
   ctx.stream->synchronize();
 
   const std::vector<Json>& events = findings.events();
-  if (events.empty()) {
-    report.origin = fmt::format("every value is finite, but the square of {} is beyond the range of {}",
-                                first_bad_name(*parts.params, state.first_bad), name_of(ctx.stream_dtype()));
+  // In float64 the partial sums of the norm are the first to overflow.
+  if (events.empty() || events.front().at("op") == clip_norm.name()) {
+    const Findings::Largest& largest = findings.largest();
+    report.json["largest_gradient"] = {{"parameter", largest.parameter},
+                                       {"magnitude", largest.magnitude},
+                                       {"op", largest.op},
+                                       {"launch", largest.launch}};
+    report.origin = fmt::format(
+        "every value is finite, but the square of {} is beyond the range of {}; the largest gradient, {:.4g}, is in "
+        "that of {}, written by op {}",
+        first_bad_name(*parts.params, state.first_bad), name_of(ctx.stream_dtype()), largest.magnitude,
+        largest.parameter, largest.op);
   } else {
     report.origin = findings.text();
     report.json["first"] = events.front();

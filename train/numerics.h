@@ -18,6 +18,9 @@ namespace graft {
 /// kNothingBad. The index is into the stored parameter, padding included.
 [[nodiscard]] std::string first_bad_name(const ParameterStore& params, std::int64_t first_bad);
 
+/// What to change in a run that diverged with these, and what it is now: "lower optimizer.lr (now 0.001) ...".
+[[nodiscard]] std::string divergence_advice(const OptimizerConfig& optimizer, const Schedule& schedule);
+
 /// One buffer of one parameter that holds values that are not finite.
 struct BadParameter {
   std::string name;    // of the parameter
@@ -35,9 +38,10 @@ struct NumericsReport {
 };
 
 /// Runs the step at which the state stands still once more, launch by launch, and looks at every tensor that a launch
-/// was given right after it: the first that is not finite is what the report calls the origin. Parameters, moments and
-/// state stay as they are; gradients become those of this step. Throws ArgumentError unless kMostSkippedInRow steps
-/// were skipped, since another step would change what is to be examined.
+/// was given right after it: the first that is not finite is what the report calls the origin. Where all are finite and
+/// only the gradients' squares are too large, it names the largest gradient and the launch that wrote it. Parameters,
+/// moments and state stay as they are; gradients become those of this step. Throws ArgumentError unless
+/// kMostSkippedInRow steps were skipped, since another step would change what is to be examined.
 [[nodiscard]] NumericsReport examine_step(const Context& ctx, const std::shared_ptr<AddressRange>& range,
                                           const StepParts& parts);
 

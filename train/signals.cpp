@@ -9,6 +9,7 @@ namespace graft {
 namespace {
 
 volatile std::sig_atomic_t received_signal = 0;
+int guards = 0;
 std::array<struct sigaction, 2> previous_actions;
 struct sigaction previous_pipe_action;
 struct sigaction previous_file_size_action;
@@ -17,7 +18,8 @@ constexpr std::array<int, 2> kSignals = {SIGINT, SIGTERM};
 void on_signal(int signal) {
   if (signal == SIGINT && received_signal != 0) {
     constexpr std::string_view kText =
-        "\ngraft: error: stopped at once, without saving; the last checkpoint is intact\n";
+        "\ngraft: error: stopped at once, without saving; what was on the disk before is intact, and the same command "
+        "starts from it\n";
     static_cast<void>(!write(STDERR_FILENO, kText.data(), kText.size()));
     _exit(128 + SIGINT);
   }
@@ -26,7 +28,10 @@ void on_signal(int signal) {
 
 }  // namespace
 
+ExitCode interrupted_code(int signal) { return signal == SIGTERM ? ExitCode::kTerminated : ExitCode::kInterrupted; }
+
 SignalGuard::SignalGuard() {
+  if (guards++ > 0) return;
   received_signal = 0;
   struct sigaction action = {};
   action.sa_handler = on_signal;
@@ -41,11 +46,17 @@ SignalGuard::SignalGuard() {
 }
 
 SignalGuard::~SignalGuard() {
+  if (--guards > 0) return;
   for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_actions[i], nullptr);
   sigaction(SIGPIPE, &previous_pipe_action, nullptr);
   sigaction(SIGXFSZ, &previous_file_size_action, nullptr);
+  received_signal = 0;
 }
 
 int SignalGuard::received() { return received_signal; }
+
+void SignalGuard::check(const std::string& what) {
+  if (const int signal = received(); signal != 0) throw InterruptedError("interrupted " + what, signal);
+}
 
 }  // namespace graft

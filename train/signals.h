@@ -1,10 +1,24 @@
 #pragma once
 
 #include <csignal>
+#include <string>
+
+#include "engine/error.h"
 
 namespace graft {
 
-/// Turns SIGINT and SIGTERM into a flag while it lives. A second SIGINT leaves at once, without saving.
+/// The exit code of a command that `signal` (SIGINT or SIGTERM) ended.
+[[nodiscard]] ExitCode interrupted_code(int signal);
+
+/// A signal ended a command before it was done; the message says what is done and how to get the rest.
+class InterruptedError : public Error {
+ public:
+  InterruptedError(const std::string& message, int signal) : Error(message, interrupted_code(signal)) {}
+};
+
+/// Turns SIGINT and SIGTERM into a flag while it lives; a second SIGINT leaves at once, without saving. A write that
+/// nobody reads, or beyond a limit, is an error like any other meanwhile. A guard inside another one does nothing, so
+/// that a command and what it calls may both have one. All guards belong to one thread.
 class SignalGuard {
  public:
   SignalGuard();
@@ -12,8 +26,10 @@ class SignalGuard {
   SignalGuard(const SignalGuard&) = delete;
   SignalGuard& operator=(const SignalGuard&) = delete;
 
-  /// The signal that arrived; 0: none.
+  /// The signal that arrived; 0: none, or there is no guard. What every loop polls, from any thread.
   [[nodiscard]] static int received();
+  /// Throws InterruptedError("interrupted " + what) if one arrived.
+  static void check(const std::string& what);
 };
 
 }  // namespace graft

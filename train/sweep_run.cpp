@@ -201,9 +201,7 @@ TrainingOutcome train_point(Shared& shared, const SweepPoint& point, PrefixedStr
     out.say(checkpoint ? fmt::format("continues after step {} of {}", checkpoint->step, config.train.steps)
                        : fmt::format("starts, {} steps", config.train.steps));
     const TrainingOutcome outcome = run.trainer->run();
-    const ExitCode code = outcome.signal == 0         ? ExitCode::kDone
-                          : outcome.signal == SIGTERM ? ExitCode::kTerminated
-                                                      : ExitCode::kInterrupted;
+    const ExitCode code = outcome.signal == 0 ? ExitCode::kDone : interrupted_code(outcome.signal);
     directory->finish(static_cast<int>(code));
     out.say(outcome.signal == 0
                 ? fmt::format("done at step {}, parameters' hash {:016x}", outcome.step, outcome.parameter_hash)

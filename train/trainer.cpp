@@ -25,6 +25,28 @@ constexpr double kPollSeconds = 0.1;
 
 using Clock = std::chrono::steady_clock;
 
+/// How many steps the host may queue from one poll to the next: what the device does in kPollSeconds. Each poll waits
+/// for the steps that the one before it asked for, so that the device always has some left to do, and a signal never
+/// waits for more than two polls' worth of them.
+class QueueDepth {
+ public:
+  [[nodiscard]] std::int64_t steps() const { return steps_; }
+  /// Time until now was not spent on steps alone.
+  void restart() { since_ = Clock::now(); }
+  /// So many steps were found to be done.
+  void done(std::int64_t count) {
+    const double seconds = std::chrono::duration<double>(Clock::now() - since_).count();
+    restart();
+    if (count == 0) return;
+    const double most = std::min(static_cast<double>(2 * steps_), static_cast<double>(kMostStepsInFlight));
+    steps_ = static_cast<std::int64_t>(std::clamp(static_cast<double>(count) * kPollSeconds / seconds, 1.0, most));
+  }
+
+ private:
+  std::int64_t steps_ = 1;
+  Clock::time_point since_ = Clock::now();
+};
+
 }  // namespace
 
 Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out, TrainerOptions options)
@@ -187,18 +209,21 @@ void Trainer::stop_for_numerics(const MetricsRow& row) {
     found += fmt::format("{}the report failed: {}", found.empty() ? "" : "; ", error.what());
   }
   throw NumericsError(fmt::format(
-      "step {}: loss {:.4g} and gradient norm {:.4g}, the {}th update in a row that had to be skipped; {}; "
-      "lower optimizer.lr (now {:.3g}) or optimizer.clip, or lengthen schedule.warmup, and start again",
-      static_cast<std::int64_t>(row.step), row.loss, row.gradient_norm, kMostSkippedInRow, found, row.learning_rate));
+      "step {}: loss {:.4g} and gradient norm {:.4g}, the {}th update in a row that had to be skipped; {}; {}",
+      static_cast<std::int64_t>(row.step), row.loss, row.gradient_norm, kMostSkippedInRow, found,
+      divergence_advice(parts_.optimizer, parts_.schedule)));
 }
 
-void Trainer::collect(bool drain) {
+std::int64_t Trainer::collect(bool drain) {
+  std::int64_t steps = 0;
   while (metrics_.pending()) {
     const std::optional<std::vector<MetricsRow>> rows = metrics_.take();
     for (const MetricsRow& row : *rows) log_row(row);
     if (!rows->empty()) progress_->update(static_cast<std::int64_t>(rows->back().step), last_loss_);
-    if (!drain) return;
+    steps += static_cast<std::int64_t>(rows->size());
+    if (!drain) break;
   }
+  return steps;
 }
 
 bool Trainer::evaluate(std::int64_t step) {
@@ -398,6 +423,7 @@ TrainingOutcome Trainer::run() {
     evaluated = true;
   }
   bool decided = evaluated && evaluate(step);
+  QueueDepth queue;
   while (step < config.train.steps && !decided && SignalGuard::received() == 0) {
     step_once(step);
     ++step;
@@ -405,9 +431,9 @@ TrainingOutcome Trainer::run() {
     const bool boundary =
         due(step, config.eval.every) || due(step, config.checkpoint.every) || step == config.train.steps;
     const Clock::time_point now = Clock::now();
-    if (boundary || step - requested >= kMostStepsInFlight ||
+    if (boundary || step - requested >= queue.steps() ||
         std::chrono::duration<double>(now - polled).count() >= kPollSeconds) {
-      collect(boundary);  // what was asked for one poll ago has long arrived: the device never waits for the host
+      queue.done(collect(boundary));  // of what was asked for one poll ago: the device never waits for the host
       metrics_.request(session_.ctx(), static_cast<std::uint64_t>(step));
       requested = step;
       polled = now;
@@ -417,6 +443,7 @@ TrainingOutcome Trainer::run() {
     decided = evaluated && evaluate(step);
     // The last one waits for its evaluation and is not written in the background.
     if (due(step, config.checkpoint.every) && step < config.train.steps && !decided) start_save(step);
+    if (boundary) queue.restart();
   }
   metrics_.request(session_.ctx(), static_cast<std::uint64_t>(step));
   collect(true);

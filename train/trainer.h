@@ -58,7 +58,8 @@ class Trainer {
 
  private:
   void step_once(std::int64_t step);
-  void collect(bool drain);
+  /// Logs the steps that were asked for first, or all of them; returns how many. Waits until they are done.
+  std::int64_t collect(bool drain);
   void log_row(const MetricsRow& row);
   [[nodiscard]] std::string bad_name(const MetricsRow& row) const;
   /// Ends the run: finds out where the numbers come from, writes numerics.json and throws NumericsError.

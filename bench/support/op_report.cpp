@@ -22,11 +22,14 @@ bool OpReport::ReportContext(const Context& context) {
 
 void OpReport::ReportRuns(const std::vector<Run>& runs) {
   std::vector<Run> plain = runs;
+  std::erase_if(plain, [](const Run& run) { return run.error_occurred; });
+  if (plain.empty()) return;
   for (Run& run : plain) {
     run.run_name.iterations.clear();
     run.run_name.time_type.clear();
   }
   table_.ReportRuns(plain);
+  table_.GetOutputStream().flush();
   if (!path_.empty()) json_.ReportRuns(plain);
 }
 

@@ -17,6 +17,7 @@ class OpReport : public benchmark::BenchmarkReporter {
   OpReport(std::size_t width, const std::string& json_path);
 
   bool ReportContext(const Context& context) override;
+  /// Runs that were skipped, because the command was interrupted, appear nowhere.
   void ReportRuns(const std::vector<Run>& runs) override;
   void Finalize() override;
   /// Throws EnvironmentError if not all of the file was written.

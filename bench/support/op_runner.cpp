@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iostream>
 #include <map>
 #include <memory>
 #include <string>
@@ -18,6 +19,7 @@
 #include "engine/error.h"
 #include "engine/step_graph.h"
 #include "train/session.h"
+#include "train/signals.h"
 
 namespace graft::bench {
 namespace {
@@ -130,14 +132,24 @@ int run_op_benchmarks(const OpRunOptions& options) {
     return static_cast<int>(ExitCode::kDone);
   }
 
+  const SignalGuard signals;
   OpReport report(width, options.json);
+  std::size_t done = 0;
   std::map<Precision, std::unique_ptr<Bed>> beds;
   for (const Selected& item : selected) {
     benchmark::RegisterBenchmark(item.name.c_str(),
-                                 [&item, &beds, &options, device](benchmark::State& state) {
-                                   std::unique_ptr<Bed>& bed = beds[item.precision];
-                                   if (bed == nullptr) bed = make_bed(device, item.precision, options.threads);
-                                   run_one(state, *item.op, *bed, options.warm);
+                                 [&item, &beds, &options, &done, device](benchmark::State& state) {
+                                   // A table that nobody reads is no reason to go on either.
+                                   if (!std::cout && options.json.empty()) return state.SkipWithError("not read");
+                                   try {
+                                     SignalGuard::check("before a benchmark");
+                                     std::unique_ptr<Bed>& bed = beds[item.precision];
+                                     if (bed == nullptr) bed = make_bed(device, item.precision, options.threads);
+                                     run_one(state, *item.op, *bed, options.warm);
+                                     ++done;
+                                   } catch (const InterruptedError& error) {
+                                     state.SkipWithError(error.what());
+                                   }
                                  })
         ->UseManualTime()
         ->Iterations(1)
@@ -155,6 +167,7 @@ int run_op_benchmarks(const OpRunOptions& options) {
   benchmark::RunSpecifiedBenchmarks(&report, "all");
   benchmark::Shutdown();
   report.close();
+  SignalGuard::check(interruption_text(done, selected.size()));
   return static_cast<int>(ExitCode::kDone);
 }
 

@@ -1,10 +1,13 @@
 #include "bench/support/timer.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 
 #include "bench/support/bench.h"
 #include "ops/linear.h"
+#include "train/signals.h"
 
 namespace graft::bench {
 
@@ -14,6 +17,7 @@ Timing time_batches(Stream& stream, const std::function<void()>& enqueue, std::i
   stream.synchronize();
   std::vector<double> times;
   for (int batch = 0; batch < batches; ++batch) {
+    SignalGuard::check("in a benchmark");
     const Clock::time_point start = Clock::now();
     enqueue();
     stream.synchronize();
@@ -21,6 +25,10 @@ Timing time_batches(Stream& stream, const std::function<void()>& enqueue, std::i
   }
   std::sort(times.begin(), times.end());
   return {times[times.size() / 2], times.front(), times.back()};
+}
+
+std::string interruption_text(std::size_t done, std::size_t all) {
+  return fmt::format("with {} of {} benchmarks done and reported; --filter chooses among them", done, all);
 }
 
 std::int64_t runs_for(double seconds, double target) {

@@ -310,6 +310,19 @@ TEST_CASE("baselines: work can be watched and stopped") {
   CHECK(told.size() == 10);
 }
 
+TEST_CASE("baselines: what takes long stops within a prompt") {
+  const Prompts prompts = linear(1, 30, 4);
+  for (const char* name : {"knn3", "least_squares", "lasso_0.01", "tree_full", "boosted_trees", "two_layer_net"}) {
+    CAPTURE(std::string(name));
+    for (const int last : {1, 2, 20}) {
+      int asked = 0;
+      PredictOptions options{.threads = 1, .stop = [&] { return ++asked >= last; }};
+      CHECK(predict(find_baseline(name), prompts.xs, prompts.ys, 1, 30, 4, options).empty());
+      CHECK(asked == last);
+    }
+  }
+}
+
 TEST_CASE("baselines: unknown names and wrong sizes are refused") {
   CHECK_THROWS_WITH_AS((void)find_baseline("lasso9"), doctest::Contains("averaging"), ArgumentError);
   CHECK_THROWS_WITH_AS(RegisterBaseline({"zero", nullptr}), doctest::Contains("twice"), ArgumentError);

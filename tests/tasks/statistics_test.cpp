@@ -161,5 +161,16 @@ TEST_CASE("statistics: wrong sizes are refused") {
   CHECK_THROWS_AS((void)position_statistics(scores, 2, 3, {.lower = 0.9, .upper = 0.1}), ArgumentError);
 }
 
+TEST_CASE("statistics: without the band when stopped") {
+  const std::vector<double> scores = {1, 2, 3, 4};
+  int asked = 0;
+  const PositionStatistics statistics =
+      position_statistics(scores, 2, 2, {.resamples = 100, .stop = [&] { return ++asked == 50; }});
+  CHECK(asked == 50);
+  CHECK(statistics.mean == std::vector<double>{2, 3});
+  CHECK(statistics.lower.empty());
+  CHECK(statistics.upper.empty());
+}
+
 }  // namespace
 }  // namespace graft

@@ -6,7 +6,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -101,6 +103,25 @@ TEST_CASE("ckpt verify: reads every byte, names what is damaged, exit 4") {
   CHECK(graft(fmt::format("ckpt verify {}/ckpt/step_40", run.run.string())).status == 4);
   CHECK(graft(fmt::format("ckpt verify {}/ckpt/step_41", run.run.string())).status == 4);
   CHECK(graft(fmt::format("eval {}/ckpt/step_40", run.run.string())).status == 4);
+}
+
+TEST_CASE("ckpt verify, ls: what is intact but not finite is neither good nor damaged") {
+  const Run run;
+  CheckpointDirectory directory(run.run / "ckpt");
+  CheckpointData data = CheckpointDirectory::load(run.run / "ckpt/step_60");
+  const float bad = std::nanf("");
+  std::memcpy(data.model.front().data.data(), &bad, sizeof(bad));
+  data.step = 70;
+  directory.save(data);
+  const Result verified = graft(fmt::format("ckpt verify {}", run.run.string()));
+  CHECK(verified.status == 5);
+  CHECK(verified.holds("step_60: good"));
+  CHECK(verified.holds("step_70: INTACT BUT NOT FINITE, never continued from: " + data.model.front().name));
+  CHECK(verified.holds("graft: error: ckpt: 1 of 7 checkpoints are intact but not finite"));
+  CHECK(graft(fmt::format("ckpt ls {}", run.run.string())).holds("not finite, never continued from: "));
+  CHECK(graft(fmt::format("ckpt verify {}/ckpt/step_60", run.run.string())).status == 0);
+  flip_bit(run.run / "ckpt/step_40/model.safetensors");
+  CHECK(graft(fmt::format("ckpt verify {}", run.run.string())).status == 4);  // what is damaged counts more
 }
 
 TEST_CASE("ckpt gc: keeps what the policy says, never the newest good one, the best or a run in use") {

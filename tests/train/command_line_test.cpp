@@ -1,11 +1,7 @@
 // The program as its users meet it: exit codes, messages, files, signals.
 
 #include <doctest/doctest.h>
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -22,82 +18,13 @@
 
 #include "engine/runtime.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/train/process.h"
 #include "tests/train/tiny_run.h"
 
 namespace graft::test {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// The program lies beside the test programs.
-fs::path program() {
-  fs::path path = fs::read_symlink("/proc/self/exe").parent_path() / "graft";
-  CAPTURE(path.string());
-  REQUIRE(fs::exists(path));  // not built?
-  return path;
-}
-
-/// One process of graft; its output goes to files in a directory that is also its working directory.
-class Process {
- public:
-  Process(const fs::path& directory, const std::vector<std::string>& arguments)
-      : out_(directory / "stdout.txt"), err_(directory / "stderr.txt") {
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, 1, out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
-    posix_spawn_file_actions_addopen(&actions, 2, err_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
-    posix_spawn_file_actions_addchdir_np(&actions, directory.c_str());
-    std::vector<std::string> words = {program().string()};
-    words.insert(words.end(), arguments.begin(), arguments.end());
-    std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    const int failed = posix_spawn(&pid_, words[0].c_str(), &actions, nullptr, argv.data(), environ);
-    posix_spawn_file_actions_destroy(&actions);
-    REQUIRE(failed == 0);
-  }
-  ~Process() {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-  }
-  Process(const Process&) = delete;
-  Process& operator=(const Process&) = delete;
-
-  void signal(int number) const { kill(pid_, number); }
-  /// The exit code, or minus the signal that killed it.
-  int wait() {
-    int status = 0;
-    REQUIRE(waitpid(pid_, &status, 0) == pid_);
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-  }
-  [[nodiscard]] std::string out() const { return contents(out_); }
-  [[nodiscard]] std::string err() const { return contents(err_); }
-
- private:
-  fs::path out_, err_;
-  pid_t pid_ = -1;
-};
-
-struct Result {
-  int code = 0;
-  std::string out, err;
-
-  [[nodiscard]] std::string last_error_line() const {
-    std::string text = err;
-    while (text.ends_with('\n')) text.pop_back();
-    const auto newline = text.rfind('\n');
-    return newline == std::string::npos ? text : text.substr(newline + 1);
-  }
-};
-
-Result run_graft(const fs::path& directory, const std::vector<std::string>& arguments) {
-  Process process(directory, arguments);
-  const int code = process.wait();
-  return {code, process.out(), process.err()};
-}
 
 /// A directory with tiny.toml in it.
 struct Workplace {
@@ -231,6 +158,42 @@ TEST_CASE("command line: a dry run prints the plan and touches nothing") {
   CHECK_FALSE(fs::exists(place / "elsewhere"));
 }
 
+TEST_CASE("command line: a run that does not fit says what takes the memory and what would fit") {
+  const Workplace place;
+  const std::vector<std::string> large = {"train", "tiny.toml",           "--device", "cpu",
+                                          "-o",    "train.batch=1000000", "-o",       "model.width=512",
+                                          "-o",    "task.points=100"};
+  const Result result = place.graft(large);
+  check_refused(result, 3, "out of memory: a step needs ");
+  for (const char* text : {"; most of it is 2 x mlp ", "what would fit: train.batch = ", "train.recompute = true"}) {
+    CAPTURE(result.err);
+    CHECK(result.err.find(text) != std::string::npos);
+  }
+  CHECK_FALSE(fs::exists(place / "runs"));
+
+  const Result evaluation = place.graft({"train", "tiny.toml", "--device", "cpu", "-o", "train.steps=1", "-o",
+                                         "schedule.warmup=0", "-o", "eval.batch=1000000", "-o", "eval.prompts=1000000",
+                                         "-o", "model.width=512", "-o", "task.points=100", "-o", "train.batch=1"});
+  check_refused(evaluation, 3, "out of memory: a step needs ");
+  CHECK(evaluation.err.find("eval.batch = 1000000 prompts at once, lower it") != std::string::npos);
+}
+
+TEST_CASE("command line: plans show what recomputation saves") {
+  const Workplace place;
+  const auto activations = [&](const char* recompute) {
+    const Result result = place.graft({"inspect", "tiny.toml", "--json", "-o", "model.layers=6", "-o", recompute});
+    REQUIRE(result.code == 0);
+    const nlohmann::json out = nlohmann::json::parse(result.out);
+    return std::pair(out.at("memory").at("activations").get<double>(), out.at("flops"));
+  };
+  const auto [kept, flops] = activations("train.recompute=false");
+  const auto [recomputed, flops_again] = activations("train.recompute=true");
+  CHECK(recomputed < kept / 2);
+  CHECK(flops_again == flops);
+  const Result plan = place.graft({"train", "tiny.toml", "--dry-run", "-o", "train.recompute=true"});
+  CHECK(plan.out.find("recompute = true") != std::string::npos);
+}
+
 TEST_CASE("command line: every command explains itself on a screen, with an example") {
   const Workplace place;
   const Result all = place.graft({"--help"});
@@ -274,7 +237,7 @@ TEST_CASE("command line: benchmarks go by the names that are listed") {
           std::string::npos);
   }
   const Result timed = place.graft({"bench", "ops", "--device", "cpu", "--threads", "1", "--filter",
-                                    "^gelu/forward/tanh/5248x512/fp32$", "--json", "ops.json", "--warm"});
+                                    "^activation/forward/gelu_tanh/5248x512/fp32$", "--json", "ops.json", "--warm"});
   CAPTURE(timed.err);
   REQUIRE(timed.code == 0);
   for (const nlohmann::json& row : nlohmann::json::parse(contents(place / "ops.json")).at("benchmarks")) {

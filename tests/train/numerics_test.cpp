@@ -402,6 +402,61 @@ TEST_CASE("numerics: CUDA: the launch whose output is not finite is found, not t
   for (const char* precision : {"fp32", "bf16"}) check_activation(Backend::Cuda, precision);
 }
 
+/// Gradients that are finite and whose squares are not: the largest is named, with the op that wrote it.
+void check_overflow(Backend backend, const std::string& precision) {
+  CAPTURE(precision);
+  const RunConfig config = steady_config(precision);
+  const double large = precision == "fp64" ? 1e200 : 1e25;
+  const auto report_on = [&](const std::vector<Fault>& faults) {
+    FaultyRun run(config, backend, faults);
+    for (int i = 0; i < 14; ++i) run.replay();
+    REQUIRE(run.state().skipped_in_row == 10);
+    return examine_step(run.ctx(), run.tiny().session.range(), run.parts());
+  };
+  for (const char* name : {"read_in.weight", "blocks.0.attention.out.weight", "read_out.bias"}) {
+    CAPTURE(std::string(name));
+    const std::string tensor = fmt::format("gradient of {}", name);
+    const NumericsReport bad = report_on({{tensor, 3, 1, 1000}});
+    const NumericsReport report = report_on({{tensor, 3, 1, 1000, -large}});
+    CAPTURE(report.origin);
+    CHECK_FALSE(report.json.contains("first"));
+    CHECK(report.json.at("largest_gradient").at("parameter") == name);
+    CHECK(report.json.at("largest_gradient").at("magnitude").get<double>() == doctest::Approx(large));
+    CHECK(report.json.at("largest_gradient").at("op") == bad.json.at("first").at("op"));
+    CHECK(report.origin.find(name) != std::string::npos);
+    CHECK(report.origin.find("written by op " + bad.json.at("first").at("op").get<std::string>()) != std::string::npos);
+  }
+  if (precision == "fp64") return;
+  // Every square is within the range, their sum is not.
+  const NumericsReport sum = report_on(
+      {{"gradient of read_in.weight", 0, 1, 1000, 1.5e19}, {"gradient of read_out.weight", 0, 1, 1000, 1.8e19}});
+  CAPTURE(sum.origin);
+  CHECK(sum.json.at("first_bad") == "gradient norm");
+  CHECK(sum.json.at("largest_gradient").at("parameter") == "read_out.weight");
+}
+
+TEST_CASE("numerics: the largest gradient is named where only squares are beyond the range") {
+  for (const char* precision : {"fp32", "bf16", "fp64"}) check_overflow(Backend::Cpu, precision);
+}
+TEST_CASE("numerics: CUDA: the largest gradient is named where only squares are beyond the range") {
+  if (skip_cuda()) return;
+  for (const char* precision : {"fp32", "bf16"}) check_overflow(Backend::Cuda, precision);
+}
+
+TEST_CASE("numerics: advice fits the configuration") {
+  OptimizerConfig optimizer;
+  optimizer.clip = 0;
+  Schedule schedule;
+  schedule.base = 0.01;
+  schedule.warmup = 7;
+  CHECK(
+      divergence_advice(optimizer, schedule) ==
+      "lower optimizer.lr (now 0.01), set optimizer.clip (now 0: off), or lengthen schedule.warmup (now 7), and start "
+      "again");
+  optimizer.clip = 2.5;
+  CHECK(divergence_advice(optimizer, schedule).find("lower optimizer.clip (now 2.5)") != std::string::npos);
+}
+
 TEST_CASE("numerics: a state that does not stand still is not examined") {
   FaultyRun run(steady_config("fp32"), Backend::Cpu, {});
   CHECK_THROWS_WITH_AS(static_cast<void>(examine_step(run.ctx(), run.tiny().session.range(), run.parts())),
