@@ -3,12 +3,14 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <string_view>
 
 namespace graft {
 namespace {
 
-volatile std::sig_atomic_t received_signal = 0;
+std::atomic<int> received_signal = 0;  // the handler runs on whichever thread the system chooses
+static_assert(std::atomic<int>::is_always_lock_free);
 int guards = 0;
 std::array<struct sigaction, 2> previous_actions;
 struct sigaction previous_pipe_action;
