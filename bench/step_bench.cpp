@@ -17,6 +17,7 @@
 #include "bench/support/timer.h"
 #include "engine/error.h"
 #include "engine/step_graph.h"
+#include "train/command.h"
 #include "train/flops.h"
 #include "train/session.h"
 #include "train/signals.h"
@@ -166,11 +167,11 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
   const double of_gemm = flops.train_step / captured.median / ceilings_of(known_ceilings, session).flops_per_second;
   row["tflops"] = flops.train_step / captured.median / 1e12;
   row["of_gemm"] = of_gemm;
-  fmt::print("{:<36} {:>9.4f} {:>9.4f} {:>9.4f} {:>9.4f} {:>8.1f} {:>8} {:>9.1f} {:>9.2f} {:>6.1f} %\n", name,
-             captured.median * 1e3, captured.lowest * 1e3, captured.highest * 1e3, eager.median * 1e3,
-             device.backend == Backend::Cuda ? host * 1e6 : 0.0, graph.launches(),
-             static_cast<double>(memory.total()) / 1048576, flops.train_step / captured.median / 1e12, 100 * of_gemm);
-  std::fflush(stdout);
+  show_output(fmt::format("{:<36} {:>9.4f} {:>9.4f} {:>9.4f} {:>9.4f} {:>8.1f} {:>8} {:>9.1f} {:>9.2f} {:>6.1f} %\n",
+                          name, captured.median * 1e3, captured.lowest * 1e3, captured.highest * 1e3,
+                          eager.median * 1e3, device.backend == Backend::Cuda ? host * 1e6 : 0.0, graph.launches(),
+                          static_cast<double>(memory.total()) / 1048576, flops.train_step / captured.median / 1e12,
+                          100 * of_gemm));
 
   if (options.profile) {
     std::vector<std::pair<double, std::string>> times;
@@ -184,11 +185,10 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
     }
     std::sort(times.rbegin(), times.rend());
     for (const auto& [ms, kernel] : times) {
-      fmt::print("    {:<30} {:>4} calls {:>9.4f} ms {:>6.1f} %\n", kernel, calls[kernel], ms,
-                 100 * ms / (captured.median * 1e3));
+      show_output(fmt::format("    {:<30} {:>4} calls {:>9.4f} ms {:>6.1f} %\n", kernel, calls[kernel], ms,
+                              100 * ms / (captured.median * 1e3)));
       row["kernels"][kernel] = {{"calls", calls[kernel]}, {"ms", ms}};
     }
-    std::fflush(stdout);
   }
   return row;
 }
@@ -211,9 +211,9 @@ int run_step_benchmarks(const StepRunOptions& options) {
   const SignalGuard signals;
   const Device device = parse_device(options.device, Precision::Fp32);
   const std::string device_name = open_runtime(device, {options.threads})->device_name();
-  fmt::print("{}: one training step, sampling included\n{:<36} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9} {:>8}\n",
-             device_name, "step", "ms", "lowest", "highest", "eager ms", "host us", "launches", "MiB", "TFLOP/s",
-             "of gemm");
+  show_output(fmt::format(
+      "{}: one training step, sampling included\n{:<36} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9} {:>8}\n",
+      device_name, "step", "ms", "lowest", "highest", "eager ms", "host us", "launches", "MiB", "TFLOP/s", "of gemm"));
   nlohmann::ordered_json out;
   out["device"] = device_name;
   out["rows"] = nlohmann::ordered_json::array();

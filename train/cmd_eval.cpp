@@ -54,11 +54,17 @@ std::vector<std::string> suites_of(const Task& task, const std::string& wanted) 
   return {wanted};
 }
 
-/// The file of --out, which gets each result as soon as it is there; opened with the first, so that an evaluation
-/// without any leaves an earlier file alone.
+/// The file of --out, which gets each result as soon as it is there; emptied with the first, so that an evaluation
+/// without any leaves an earlier file alone. Whether it can be written is found out before the work.
 class ResultFile {
  public:
-  explicit ResultFile(std::string path) : path_(std::move(path)) {}
+  explicit ResultFile(std::string path) : path_(std::move(path)) {
+    const bool existed = !path_.empty() && fs::exists(path_);
+    if (path_.empty() || (existed && !fs::is_regular_file(path_))) return;
+    const bool can_write = std::ofstream(path_, std::ios::app).is_open();
+    if (!can_write) throw EnvironmentError(fmt::format("eval: {} cannot be written", path_));
+    if (!existed) fs::remove(path_);
+  }
   void append(const EvaluationResult& result) {
     if (path_.empty()) return;
     if (!file_.is_open()) file_.open(path_);

@@ -93,11 +93,8 @@ int run(const SweepArguments& arguments) {
       ++finished;
     }
   }
-  const std::string summary =
-      fmt::format("{} of {} runs done, {} of them before{}\n", finished, sweep.points.size(), report.done_before,
-                  failed.empty() ? "" : fmt::format(", {} failed", failed.size()));
-  static_cast<void>(std::fputs(summary.c_str(), stdout));
-  static_cast<void>(std::fflush(stdout));
+  show_output(fmt::format("{} of {} runs done, {} of them before{}\n", finished, sweep.points.size(),
+                          report.done_before, failed.empty() ? "" : fmt::format(", {} failed", failed.size())));
   for (const SweepOutcome* outcome : failed) {
     write_note(fmt::format("{}: {}", directory_of(sweep, *outcome->point, options.root).string(), outcome->error));
   }

@@ -32,24 +32,27 @@ struct TrainArguments {
   bool dry_run = false;
 };
 
-void print_plan(const Experiment& experiment, const MemoryReport& memory) {
+std::string plan_text(const Experiment& experiment, const MemoryReport& memory) {
   const RunConfig& config = experiment.config;
   const FlopsReport flops = count_flops(*experiment.model, *experiment.task, config.train.batch, config.train.steps);
-  fmt::print("task       {}\n", experiment.task->description());
-  fmt::print("model      {} {} ({} blocks), width {}, {} parameters\n", config.model_name(),
-             experiment.model_options.pattern, experiment.model->blocks(), config.model.width,
-             count_text(static_cast<double>(experiment.params.count())));
-  fmt::print("training   {} steps of {} prompts, {}, {} lr {}, clip {}\n", config.train.steps, config.train.batch,
-             name_of(config.train.precision), config.optimizer.name, config.optimizer.lr, config.optimizer.clip);
+  std::string text = fmt::format("task       {}\n", experiment.task->description());
+  text += fmt::format("model      {} {} ({} blocks), width {}, {} parameters\n", config.model_name(),
+                      experiment.model_options.pattern, experiment.model->blocks(), config.model.width,
+                      count_text(static_cast<double>(experiment.params.count())));
+  text +=
+      fmt::format("training   {} steps of {} prompts, {}, {} lr {}, clip {}\n", config.train.steps, config.train.batch,
+                  name_of(config.train.precision), config.optimizer.name, config.optimizer.lr, config.optimizer.clip);
   if (const std::int64_t epoch = experiment.task->steps_per_epoch(); epoch > 0) {
-    fmt::print("epoch      {} steps; the run has {:.6g} epochs\n", epoch,
-               static_cast<double>(config.train.steps) / static_cast<double>(epoch));
+    text += fmt::format("epoch      {} steps; the run has {:.6g} epochs\n", epoch,
+                        static_cast<double>(config.train.steps) / static_cast<double>(epoch));
   }
-  fmt::print("cost       {:.3g} FLOPs a step, {:.3g} in all\n", flops.train_step, flops.train_total);
-  fmt::print("memory     {} planned: parameters {}, gradients {}, optimizer {}, activations {}\n",
-             bytes_text(static_cast<double>(memory.total())), bytes_text(static_cast<double>(memory.parameters)),
-             bytes_text(static_cast<double>(memory.gradients)), bytes_text(static_cast<double>(memory.optimizer)),
-             bytes_text(static_cast<double>(memory.activations)));
+  text += fmt::format("cost       {:.3g} FLOPs a step, {:.3g} in all\n", flops.train_step, flops.train_total);
+  text +=
+      fmt::format("memory     {} planned: parameters {}, gradients {}, optimizer {}, activations {}\n",
+                  bytes_text(static_cast<double>(memory.total())), bytes_text(static_cast<double>(memory.parameters)),
+                  bytes_text(static_cast<double>(memory.gradients)), bytes_text(static_cast<double>(memory.optimizer)),
+                  bytes_text(static_cast<double>(memory.activations)));
+  return text;
 }
 
 int finish(const Experiment& experiment, const RunDirectory& directory, const TrainingOutcome& outcome,
@@ -60,12 +63,10 @@ int finish(const Experiment& experiment, const RunDirectory& directory, const Tr
                     resume == Resume::Mode::Auto ? "" : " with --resume auto", command_line()),
         outcome.signal);
   }
-  const std::string text =
+  show_output(
       fmt::format("\n{}\nsteps {}  parameters' hash {:016x}  run directory {}\n",
                   summary_table(outcome.evaluation, experiment.config.model_name(), experiment.task->score_name()),
-                  outcome.step, outcome.parameter_hash, directory.path().string());
-  static_cast<void>(std::fputs(text.c_str(), stdout));  // nobody may be reading any more
-  static_cast<void>(std::fflush(stdout));
+                  outcome.step, outcome.parameter_hash, directory.path().string()));
   return static_cast<int>(ExitCode::kDone);
 }
 
@@ -74,7 +75,7 @@ void record_end(RunDirectory& directory, ExitCode code, const std::string& messa
   try {
     directory.finish(static_cast<int>(code), message);
   } catch (const Error& error) {
-    fmt::print(stderr, "graft: warning: run.json not written: {}\n", error.what());
+    write_note(fmt::format("graft: warning: run.json not written: {}", error.what()));
   }
 }
 
@@ -92,9 +93,8 @@ int train(const TrainArguments& arguments) {
   options.resume = Resume::parse(arguments.resume);
 
   if (arguments.dry_run) {
-    fmt::print("{}\n", options.resolved_text);
-    print_plan(experiment, memory);
-    fmt::print("directory  {}\n", RunDirectory::locate(options).string());
+    write_output(fmt::format("{}\n{}directory  {}\n", options.resolved_text, plan_text(experiment, memory),
+                             RunDirectory::locate(options).string()));
     return static_cast<int>(ExitCode::kDone);
   }
   RunDirectory::check(options);
@@ -103,21 +103,14 @@ int train(const TrainArguments& arguments) {
   if (options.resume.mode == Resume::Mode::Path) checkpoint = CheckpointDirectory::load(options.resume.path);
 
   check_signals();
-  std::unique_ptr<Session> session;
-  try {
-    session = std::make_unique<Session>(experiment, device, RuntimeOptions{arguments.threads}, true);
-    session->range()->grow(memory.activations);  // the longest step's, before there is a run
-  } catch (const OutOfMemoryError& error) {
-    throw OutOfMemoryError(fmt::format("{}; {}", error.what(), out_of_memory_advice(config, memory, error.room())));
-  }
+  const std::unique_ptr<Session> session =
+      open_training_session(experiment, memory, device, RuntimeOptions{arguments.threads});
   check_signals();
   options.info = run_info(config, *session);
   RunDirectory directory(options);
-  for (const std::string& warning : directory.warnings()) fmt::print(stderr, "graft: warning: {}\n", warning);
-  print_plan(experiment, memory);
-  fmt::print("device     {}\n", session->runtime().device_name());
-  fmt::print("directory  {}\n\n", directory.path().string());
-  std::fflush(stdout);
+  for (const std::string& warning : directory.warnings()) write_note("graft: warning: " + warning);
+  show_output(fmt::format("{}device     {}\ndirectory  {}\n\n", plan_text(experiment, memory),
+                          session->runtime().device_name(), directory.path().string()));
 
   int status = static_cast<int>(ExitCode::kDone);
   try {
@@ -126,27 +119,18 @@ int train(const TrainArguments& arguments) {
       CheckpointReport report;
       checkpoint = CheckpointDirectory(directory.checkpoints()).load_latest(&report);
       for (const CheckpointReport::Skipped& skipped : report.skipped) {
-        fmt::print(stderr, "graft: warning: {} skipped: {}\n", skipped.path.string(), skipped.reason);
+        write_note(fmt::format("graft: warning: {} skipped: {}", skipped.path.string(), skipped.reason));
       }
     }
     if (checkpoint) {
       trainer.resume(*checkpoint, options.resume.mode == Resume::Mode::Path);
-      fmt::print("continuing after step {}\n", checkpoint->step);
-      std::fflush(stdout);
+      show_output(fmt::format("continuing after step {}\n", checkpoint->step));
     } else {
       session->initialize();
     }
     const TrainingOutcome outcome = trainer.run();
     status = finish(experiment, directory, outcome, options.resume.mode);
     directory.finish(status);
-  } catch (const OutOfMemoryError& error) {
-    // A training step has had its memory since the start: it is an evaluation's that does not fit.
-    const OutOfMemoryError told(error.room() > 0
-                                    ? fmt::format("{}; an evaluation takes eval.batch = {} prompts at once, lower it",
-                                                  error.what(), config.eval.batch)
-                                    : std::string(error.what()));
-    record_end(directory, told.exit_code(), told.what());
-    throw told;
   } catch (const Error& error) {
     record_end(directory, error.exit_code(), error.what());
     throw;

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <string>
 #include <utility>
 
 #include "engine/error.h"
@@ -76,9 +77,14 @@ bool write_output(std::string_view text) {
   throw EnvironmentError(fmt::format("stdout cannot be written: {}", std::strerror(errno)));
 }
 
-void write_note(std::string_view text) {
+void show_output(std::string_view text) {
+  static_cast<void>(std::fwrite(text.data(), 1, text.size(), stdout));
+  static_cast<void>(std::fflush(stdout));
+}
+
+void write_note(std::string_view line) {
+  const std::string text = std::string(line) + '\n';  // in one piece: lines of threads must not mix
   static_cast<void>(std::fwrite(text.data(), 1, text.size(), stderr));
-  static_cast<void>(std::fputc('\n', stderr));
 }
 
 const std::string& command_line() { return line(); }

@@ -39,7 +39,9 @@ void add_device_options(CLI::App& command, std::string& device, int& threads);
 /// Writes to stdout and flushes. False if whoever read it is gone, which under a SignalGuard does not end the process;
 /// throws EnvironmentError where the text cannot be written otherwise.
 bool write_output(std::string_view text);
-/// Writes a line to stderr, whether or not anybody reads it.
+/// The same for what goes on whether or not anybody reads it or it can be written.
+void show_output(std::string_view text);
+/// Writes a line to stderr, whether or not anybody reads it; from any thread.
 void write_note(std::string_view line);
 
 /// The arguments of this process, quoted where a shell needs it; set by main, recorded with runs.

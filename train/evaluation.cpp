@@ -10,6 +10,7 @@
 #include <span>
 #include <utility>
 
+#include "engine/error.h"
 #include "engine/require.h"
 #include "engine/stream.h"
 #include "ops/point_scores.h"
@@ -157,7 +158,7 @@ EvaluationResult Evaluator::run(std::int64_t step) {
   StepState fresh;
   fresh.seed = experiment.config.run.seed;
   state_.write(ctx, fresh);
-  if (!graph_->arena().planned()) graph_->plan();
+  if (!graph_->arena().planned()) plan();
   std::unique_ptr<Event> before;  // the batch before: the host is one ahead, so that `stop` never waits for many
   for (std::int64_t batch = 0; batch < batches; ++batch) {
     if (stopped()) return interrupted(step);
@@ -203,6 +204,16 @@ EvaluationResult Evaluator::run(std::int64_t step) {
   result.baselines = baselines_;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
+}
+
+void Evaluator::plan() {
+  try {
+    graph_->plan();
+  } catch (const OutOfMemoryError& error) {
+    throw OutOfMemoryError(fmt::format("{}; an evaluation takes eval.batch = {} prompts at once, lower it",
+                                       error.what(), session_.experiment().config.eval.batch),
+                           error.room());
+  }
 }
 
 EvaluationResult Evaluator::interrupted(std::int64_t step) const {

@@ -61,6 +61,8 @@ class Evaluator {
   [[nodiscard]] std::string cache_key() const;
   [[nodiscard]] bool stopped() const { return stop_ && stop_(); }
   [[nodiscard]] EvaluationResult interrupted(std::int64_t step) const;
+  /// Takes the memory of a batch; an OutOfMemoryError says which key to lower.
+  void plan();
   Session& session_;
   std::string suite_;
   std::unique_ptr<Task> suite_task_;  // null: the experiment's own

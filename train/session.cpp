@@ -1,10 +1,13 @@
 #include "train/session.h"
 
+#include <fmt/format.h>
+
 #include <charconv>
 #include <cstring>
 #include <system_error>
 #include <utility>
 
+#include "engine/error.h"
 #include "engine/require.h"
 #include "engine/stream.h"
 #include "train/host_snapshot.h"
@@ -144,6 +147,19 @@ Device parse_device(std::string_view text, Precision precision) {
     if (problem == std::errc() && end == text.data() + text.size() && index >= 0) return {Backend::Cuda, index};
   }
   throw ArgumentError(fmt::format("--device: \"{}\", expected cpu, cuda, cuda:<index> or auto", text));
+}
+
+std::unique_ptr<Session> open_training_session(Experiment& experiment, const MemoryReport& memory, Device device,
+                                               const RuntimeOptions& options) {
+  try {
+    auto session = std::make_unique<Session>(experiment, device, options, true);
+    session->range()->grow(memory.activations);  // before there is a run
+    return session;
+  } catch (const OutOfMemoryError& error) {
+    throw OutOfMemoryError(
+        fmt::format("{}; {}", error.what(), out_of_memory_advice(experiment.config, memory, error.room())),
+        error.room());
+  }
 }
 
 }  // namespace graft

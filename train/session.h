@@ -59,6 +59,11 @@ class Session {
   std::unique_ptr<State> state_;
 };
 
+/// A session for training that has the memory of the longest step, which `memory` plans. Throws as the constructor
+/// does; an OutOfMemoryError says what would fit.
+[[nodiscard]] std::unique_ptr<Session> open_training_session(Experiment& experiment, const MemoryReport& memory,
+                                                             Device device, const RuntimeOptions& options);
+
 /// The device that "cpu", "cuda", "cuda:1" or "auto" means; auto is a usable GPU unless the precision is fp64, else the
 /// CPU. Throws ArgumentError on anything else.
 [[nodiscard]] Device parse_device(std::string_view text, Precision precision);

@@ -175,8 +175,7 @@ TrainingOutcome train_point(Shared& shared, const SweepPoint& point, PrefixedStr
     run.experiment = std::make_unique<Experiment>(config);
     {
       const auto guard = run.lock();
-      run.session = std::make_unique<Session>(*run.experiment, device, RuntimeOptions{shared.threads_per_run}, true);
-      run.session->range()->grow(memory.activations);
+      run.session = open_training_session(*run.experiment, memory, device, RuntimeOptions{shared.threads_per_run});
     }
     options.info = run_info(config, *run.session);
     options.info["sweep"] = shared.sweep.name;

@@ -97,6 +97,7 @@ export -f run_one
 export build seconds logs
 : > "$logs/summary"
 list | xargs -P "$jobs" -d '\n' -I{} bash -c 'IFS="|" read -ra job <<< "$1"; run_one "${job[@]}"' _ {} > /dev/null
+[ -s "$logs/summary" ] || { echo "no test case in $build runs on a GPU: is it built with GRAFT_CUDA=ON?" >&2; exit 3; }
 echo "logs: $logs"
 cut -d'|' -f1,2 "$logs/summary" | sort | uniq -c | sed 's/|/: /'
 if grep -v '|clean|' "$logs/summary"; then exit 1; fi

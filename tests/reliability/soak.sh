@@ -24,6 +24,8 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 start_work
+name=$(basename "$graft")
+name=${name:0:15} # as the kernel keeps it
 report=${report:-$work/processes.tsv}
 write_config "$work/tiny.toml"
 run="$work/run"
@@ -49,10 +51,12 @@ while [ "$(date +%s)" -lt "$end" ]; do
   life=$((30 + longest * fraction * fraction / 1000))
   signals=(KILL KILL TERM INT)
   signal=${signals[RANDOM % 4]}
-  # In a session of its own: a shell lets its background processes ignore SIGINT, which env takes back.
+  # A shell lets its background processes ignore SIGINT, which env takes back.
   env --default-signal=INT "$graft" train "$work/tiny.toml" --run-dir "$run" --device cpu --threads 1 \
     -o train.steps=1000000000 "${settings[@]}" > "$work/run.out" 2>&1 &
   process=$!
+  # Until it is graft, SIGINT is still ignored and would leave it running.
+  while command=$(cat "/proc/$process/comm" 2> /dev/null) && [ "$command" != "$name" ]; do sleep 0.001; done
   started=$(milliseconds)
   memory=() descriptors=()
   while :; do

@@ -176,6 +176,12 @@ TEST_CASE("command line: a run that does not fit says what takes the memory and 
                                          "-o", "model.width=512", "-o", "task.points=100", "-o", "train.batch=1"});
   check_refused(evaluation, 3, "out of memory: a step needs ");
   CHECK(evaluation.err.find("eval.batch = 1000000 prompts at once, lower it") != std::string::npos);
+
+  write_contents(place / "fit.sweep.toml", "[sweep]\nbase = \"tiny.toml\"\n[[sweep.grid]]\ntrain.batch = [1000000]\n");
+  const Result sweep = place.graft(
+      {"sweep", "run", "fit.sweep.toml", "--device", "cpu", "-o", "model.width=512", "-o", "task.points=100"});
+  CHECK(sweep.code == 3);
+  CHECK(sweep.err.find("what would fit: train.batch = ") != std::string::npos);
 }
 
 TEST_CASE("command line: plans show what recomputation saves") {

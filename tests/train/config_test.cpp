@@ -674,8 +674,8 @@ TEST_CASE("config: the hash knows what decides a run's numbers") {
   };
   CHECK(hash_with({}) == hash);
   CHECK(hash_with({"train.batch=64", "optimizer.lr=0.0001"}) == hash);  // a default written out
-  for (const char* free : {"run.name=b", "train.steps=7", "train.examples=640", "train.recompute=true", "eval.every=3", "eval.prompts=64",
-                           "checkpoint.keep=1", "dist.ranks=1"}) {
+  for (const char* free : {"run.name=b", "train.steps=7", "train.examples=640", "train.recompute=true", "eval.every=3",
+                           "eval.prompts=64", "checkpoint.keep=1", "dist.ranks=1"}) {
     CHECK(hash_with({free}) == hash);
   }
   for (const char* bound : {"run.seed=1", "optimizer.lr=2e-4", "model.layers=3", "task.dim=21", "train.batch=32",

@@ -307,10 +307,21 @@ TEST_CASE("signals: output that nobody reads is no error") {
 
   const int full = ::open("/dev/full", O_WRONLY | O_CLOEXEC);
   REQUIRE(full >= 0);
-  const Result refused = run({"sample", "tiny.toml"}, {.out = full});
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{{"sample", "tiny.toml"}, {"train", "tiny.toml", "--dry-run"}}) {
+    const Result refused = run(arguments, {.out = full});
+    CHECK(refused.code == 3);
+    CHECK(last_line(refused.err).starts_with("graft: error: stdout cannot be written"));
+  }
+  // A run has something to warn of, and goes on.
+  std::string model = contents(place.directory / "run/ckpt/step_4/model.safetensors");
+  fs::create_directory(place.directory / "run/ckpt/step_5");
+  write_contents(place.directory / "run/ckpt/step_5/model.safetensors", model);
+  const std::vector<std::string> longer = {"train",     "tiny.toml", "--device", "cpu",
+                                           "--run-dir", "run",       "-o",       "train.steps=8"};
+  CHECK(run(longer, {.out = full, .err = pipe.fd()}).code == 0);
+  CHECK(fs::exists(place.directory / "run/ckpt/step_8/manifest.json"));
   ::close(full);
-  CHECK(refused.code == 3);
-  CHECK(last_line(refused.err).starts_with("graft: error: stdout cannot be written"));
 
   // As `graft train 2>&1 | tee log` is, when Ctrl-C ends both.
   Process process(place.directory.path(),
