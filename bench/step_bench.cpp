@@ -114,13 +114,7 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
   Session session(experiment, device, {options.threads}, true);
   session.initialize();
   MetricsRing metrics(session.ctx(), session.runtime(), 64);
-  const StepParts parts{experiment.task.get(),
-                        experiment.model.get(),
-                        &experiment.params,
-                        &metrics,
-                        experiment.optimizer,
-                        experiment.schedule,
-                        {RandomDomain::Train, config.train.batch, 0, false}};
+  const StepParts parts = step_parts(experiment, metrics);
   const std::int64_t points = experiment.task->final_points();
   const auto step = [parts, points](const Context& ctx) { train_step(ctx, parts, points); };
   Stream& stream = *session.ctx().stream;

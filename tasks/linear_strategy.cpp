@@ -13,17 +13,6 @@
 namespace graft {
 namespace {
 
-/// A CPU thread draws a sequence alone.
-struct OneLane {
-  [[nodiscard]] static int first() { return 0; }
-  [[nodiscard]] static int count() { return 1; }
-  template <class T>
-  [[nodiscard]] static T sum(T value) {
-    return value;
-  }
-  static void sync() {}
-};
-
 void draw_rotation_cpu(Stream& stream, const SampleStrategy& args) {
   parallel_blocks(stream, 1, [&](std::int64_t) {
     draw_rotation(OneLane{}, args.law, args.state->seed, args.rotation.as<float>());

@@ -96,6 +96,17 @@ struct StrategyRoom {
 //   void sync() const                      what lanes wrote before is seen by all after it
 // Vectors are spread over lanes, so that a lane reads in a vector only what it wrote itself unless a sync is between.
 
+/// A CPU thread draws a sequence alone.
+struct OneLane {
+  [[nodiscard]] static int first() { return 0; }
+  [[nodiscard]] static int count() { return 1; }
+  template <class T>
+  [[nodiscard]] static T sum(T value) {
+    return value;
+  }
+  static void sync() {}
+};
+
 template <class Lanes>
 [[nodiscard]] GRAFT_HD float spread_dot(const Lanes& lanes, int dim, const float* a, const float* b) {
   float sum = 0.F;

@@ -43,6 +43,16 @@ Experiment::Experiment(RunConfig run_config)
       ModelShape{shape.input_width, shape.output_width, shape.vocabulary, shape.max_tokens, shape.read_in_groups});
 }
 
+StepParts step_parts(Experiment& experiment, MetricsRing& metrics) {
+  return {experiment.task.get(),
+          experiment.model.get(),
+          &experiment.params,
+          &metrics,
+          experiment.optimizer,
+          experiment.schedule,
+          {RandomDomain::Train, experiment.config.train.batch, 0, false}};
+}
+
 MemoryReport plan_memory_on_paper(const RunConfig& config) {
   Experiment experiment(config);
   const std::unique_ptr<Runtime> runtime = make_cpu_runtime({1});
@@ -59,13 +69,7 @@ MemoryReport plan_memory_on_paper(const RunConfig& config) {
   experiment.params.allocate(ctx);
   MetricsRing metrics(ctx, *runtime, 1);
 
-  StepParts parts{experiment.task.get(),
-                  experiment.model.get(),
-                  &experiment.params,
-                  &metrics,
-                  experiment.optimizer,
-                  experiment.schedule,
-                  {RandomDomain::Train, config.train.batch, 0, false}};
+  const StepParts parts = step_parts(experiment, metrics);
   const std::int64_t points = experiment.task->final_points();
   StepGraph graph(ctx, runtime->reserve_range(), "training step",
                   [parts, points](const Context& step) { train_step(step, parts, points); });

@@ -29,6 +29,9 @@ struct Experiment {
   Schedule schedule;
 };
 
+/// What a training step of the experiment touches, for a single rank; `metrics` gets its numbers. Both must outlive it.
+[[nodiscard]] StepParts step_parts(Experiment& experiment, MetricsRing& metrics);
+
 /// Bytes on the device.
 struct MemoryReport {
   std::size_t parameters = 0;  // master weights and, in bf16, their copy

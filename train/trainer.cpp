@@ -61,15 +61,8 @@ Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out, Trai
       snapshot_(session),
       writer_(checkpoints_, {static_cast<int>(session.experiment().config.checkpoint.keep),
                              session.experiment().config.checkpoint.keep_every}) {
-  const Experiment& experiment = session_.experiment();
-  parts_ = {experiment.task.get(),
-            experiment.model.get(),
-            &session_.experiment().params,
-            &metrics_,
-            experiment.optimizer,
-            experiment.schedule,
-            {RandomDomain::Train, experiment.config.train.batch, 0, false},
-            options_.intercept};
+  parts_ = step_parts(session_.experiment(), metrics_);
+  parts_.intercept = options_.intercept;
 }
 
 void Trainer::resume(const CheckpointData& checkpoint, bool branched) {

@@ -140,6 +140,19 @@ TEST_CASE("model: gradients of all parameters match finite differences") {
   }
 }
 
+/// As small_config, with what the models of the retrieval study are made of.
+ModelConfig rotary_config(const char* pattern, Positions positions, NormKind norm) {
+  ModelConfig config = small_config(pattern, positions);
+  config.width = 16;
+  config.heads = 2;
+  config.mlp_width = 20;
+  config.gelu_erf = true;
+  config.rotary = 0.5;
+  config.state = 3;
+  config.norm = norm;
+  return config;
+}
+
 TEST_CASE("model: gradients through every residual form match finite differences") {
   for (const char* pattern : {"[AF]*2", "M[AF]M", "[M|AF]*2", "[AF|M2]*2", "[FA|M]A", "M2"}) {
     for (const Residual residual : {Residual::Clean, Residual::Released}) {
@@ -147,14 +160,7 @@ TEST_CASE("model: gradients through every residual form match finite differences
         CAPTURE(pattern);
         CAPTURE(residual == Residual::Released);
         CAPTURE(norm == NormKind::RmsNorm);
-        ModelConfig config = small_config(pattern, Positions::None);
-        config.width = 16;
-        config.heads = 2;
-        config.mlp_width = 20;
-        config.gelu_erf = true;
-        config.rotary = 0.5;
-        config.state = 3;
-        config.norm = norm;
+        ModelConfig config = rotary_config(pattern, Positions::None, norm);
         config.residual = residual;
         config.settings.set("model.head_dim", std::int64_t{8});
         LiveModel live(Backend::Cpu, Precision::Fp64, config, {3, 1, 0, 10});
@@ -177,14 +183,7 @@ TEST_CASE("model: gradients of the token path as trained match finite difference
     for (const Positions positions : {Positions::None, Positions::Learned}) {
       CAPTURE(tied);
       CAPTURE(positions == Positions::Learned);
-      ModelConfig config = small_config("M[AF]", positions);
-      config.width = 16;
-      config.heads = 2;
-      config.mlp_width = 20;
-      config.gelu_erf = true;
-      config.rotary = 0.5;
-      config.state = 3;
-      config.norm = NormKind::RmsNorm;
+      ModelConfig config = rotary_config("M[AF]", positions, NormKind::RmsNorm);
       config.tied = tied;
       config.vocabulary_multiple = tied ? 8 : 1;
       LiveModel live(Backend::Cpu, Precision::Fp64, config, {0, 0, 11, 9});

@@ -251,17 +251,6 @@ TEST_CASE("linear_strategy: overlapping queries are earlier points, all of them 
   check_mean(last, 3.5);
 }
 
-/// A lane of its own, as on the CPU.
-struct TestLane {
-  [[nodiscard]] static int first() { return 0; }
-  [[nodiscard]] static int count() { return 1; }
-  template <class T>
-  [[nodiscard]] static T sum(T value) {
-    return value;
-  }
-  static void sync() {}
-};
-
 TEST_CASE("linear_strategy: subspaces and skewed axes: x = g T with the second moments T T^t") {
   constexpr std::size_t kDim = 20;
   const std::unique_ptr<Task> task = make_linear();
@@ -272,7 +261,7 @@ TEST_CASE("linear_strategy: subspaces and skewed axes: x = g T with the second m
     const auto rows = static_cast<std::size_t>(law.rotation_rows());
     CHECK(rows == (strategy == PromptStrategy::Skewed ? 20 : 10));
     std::vector<float> u(rows * kDim);
-    draw_rotation(TestLane{}, law, kPromptSeed, u.data());
+    draw_rotation(OneLane{}, law, kPromptSeed, u.data());
     for (std::size_t a = 0; a < rows; ++a) {
       for (std::size_t b = 0; b < rows; ++b) CHECK(std::abs(dot(u, a, u, b, kDim) - (a == b ? 1 : 0)) < 1e-6);
     }

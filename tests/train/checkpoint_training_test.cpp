@@ -53,21 +53,11 @@ class Captured {
   std::FILE* file_;
 };
 
-RunOptions options_for(const fs::path& directory, const RunConfig& config) {
-  RunOptions options;
-  options.directory = directory;
-  options.name = config.run.name;
-  options.config_hash = config_hash8(config);
-  options.config_text = config.text;
-  options.resolved_text = resolved_toml(config);
-  return options;
-}
-
 /// Goes back to a checkpoint as `graft train --resume PATH` does.
 TrainingOutcome train_from(const fs::path& checkpoint, const fs::path& directory, const RunConfig& config,
                            std::FILE* out) {
   TinySession tiny(config);
-  RunDirectory run(options_for(directory, config));
+  RunDirectory run(options_in(directory, config));
   Trainer trainer(tiny.session, run, out);
   trainer.resume(CheckpointDirectory::load(checkpoint), true);
   return trainer.run();
@@ -229,7 +219,7 @@ TEST_CASE("checkpoints in training: weights that are not finite end the run, and
   train_in(directory / "run", tiny_config({"train.steps=2", "checkpoint.every=1"}));
   {
     TinySession tiny(config);
-    RunDirectory run(options_for(directory / "run", config));
+    RunDirectory run(options_in(directory / "run", config));
     const Captured out;
     Trainer trainer(tiny.session, run, out.file());
     trainer.resume(CheckpointDirectory::load(directory / "run/ckpt/step_2"));
@@ -275,7 +265,7 @@ TEST_CASE("checkpoints in training: a stage of the curriculum that this program 
   TinySession tiny(config);
   tiny.session.initialize();
   CheckpointData data = tiny.session.snapshot({{"config_hash", config_hash8(config)}});
-  RunDirectory run(options_for(directory / "run", config));
+  RunDirectory run(options_in(directory / "run", config));
   const NullStream out;
   Trainer trainer(tiny.session, run, out.file());
   data.state["curriculum"] = {{"points", 2}, {"dims", 1}};

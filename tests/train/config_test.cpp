@@ -27,6 +27,7 @@
 #include "train/config_schema.h"
 #include "train/run_directory.h"
 #include "train/run_name.h"
+#include "train/run_record.h"
 #include "train/suggest.h"
 
 namespace graft {
@@ -339,9 +340,7 @@ TEST_CASE("config: every file name gives a run a name that is accepted") {
     const RunConfig config = parse_config(kMinimal, "folder/" + stem + ".toml");
     CHECK(is_run_name(config.run.name));
     CHECK(parse_config(resolved_toml(config), "x.toml").run.name == config.run.name);
-    RunOptions options;
-    options.name = config.run.name;
-    options.config_hash = config_hash8(config);
+    const RunOptions options = run_options(config);
     CHECK(RunDirectory::locate(options).filename() == config.run.name + "-" + options.config_hash);
   }
   check_refused(kMinimal, "run.name: got \"-x\", expected letters", {"run.name=-x"});

@@ -36,12 +36,8 @@ std::int64_t below(std::int64_t bound, std::uint32_t index) {
 /// One process of a run, stopped by SIGTERM after a while unless it is done before. Returns whether it was stopped.
 bool train_for(const fs::path& directory, const RunConfig& config, Backend backend, std::chrono::microseconds while_) {
   const NullStream out;
-  RunOptions options;
-  options.directory = directory;
-  options.name = config.run.name;
-  options.config_hash = config_hash8(config);
   TinySession tiny(config, backend);
-  RunDirectory run(options);
+  RunDirectory run(options_in(directory, config));
   TrainerOptions trainer_options;
   trainer_options.guards_signals = false;  // this guard is there before the signal can come
   const SignalGuard guard;

@@ -44,13 +44,7 @@ class FaultyRun {
   FaultyRun(const RunConfig& config, Backend backend, const std::vector<Fault>& faults)
       : tiny_(config, backend), metrics_(tiny_.session.ctx(), tiny_.session.runtime(), 64) {
     tiny_.session.initialize();
-    parts_ = {tiny_.experiment.task.get(),
-              tiny_.experiment.model.get(),
-              &tiny_.experiment.params,
-              &metrics_,
-              tiny_.experiment.optimizer,
-              tiny_.experiment.schedule,
-              {RandomDomain::Train, config.train.batch, 0, false}};
+    parts_ = step_parts(tiny_.experiment, metrics_);
     if (!faults.empty()) parts_.intercept = injecting(tiny_.experiment.params, faults);
     const std::int64_t points = tiny_.experiment.task->final_points();
     graph_ =
@@ -467,7 +461,7 @@ TEST_CASE("numerics: a state that does not stand still is not examined") {
 struct FaultyTraining {
   FaultyTraining(const std::filesystem::path& directory, const RunConfig& config, Backend backend,
                  const std::vector<Fault>& faults, std::FILE* out)
-      : tiny(config, backend), run(options(directory, config)) {
+      : tiny(config, backend), run(options_in(directory, config)) {
     TrainerOptions trainer_options;
     trainer_options.intercept = injecting(tiny.experiment.params, faults);
     trainer = std::make_unique<Trainer>(tiny.session, run, out, trainer_options);
@@ -476,13 +470,6 @@ struct FaultyTraining {
     } else {
       tiny.session.initialize();
     }
-  }
-  static RunOptions options(const std::filesystem::path& directory, const RunConfig& config) {
-    RunOptions result;
-    result.directory = directory;
-    result.name = config.run.name;
-    result.config_hash = config_hash8(config);
-    return result;
   }
   TinySession tiny;
   RunDirectory run;

@@ -48,13 +48,7 @@ Trace train(const RunConfig& config, Backend backend, Mode mode, int threads = 1
   const Context& ctx = session.ctx();
   session.initialize();
   MetricsRing metrics(ctx, session.runtime(), 1024);
-  const StepParts parts{experiment.task.get(),
-                        experiment.model.get(),
-                        &experiment.params,
-                        &metrics,
-                        experiment.optimizer,
-                        experiment.schedule,
-                        {RandomDomain::Train, config.train.batch, 0, false}};
+  const StepParts parts = step_parts(experiment, metrics);
   Trace trace;
   std::unique_ptr<StepGraph> graph;
   std::int64_t graph_points = 0;
@@ -211,13 +205,7 @@ TEST_CASE("step: two runs in one process do not touch each other") {
       Experiment& experiment = runs[i]->experiment;
       const std::int64_t now = experiment.task->points_at(step);
       if (now != points[i]) {
-        const StepParts parts{experiment.task.get(),
-                              experiment.model.get(),
-                              &experiment.params,
-                              rings[i].get(),
-                              experiment.optimizer,
-                              experiment.schedule,
-                              {RandomDomain::Train, config.train.batch, 0, false}};
+        const StepParts parts = step_parts(experiment, *rings[i]);
         graphs[i] = std::make_unique<StepGraph>(runs[i]->session.ctx(), runs[i]->session.range(), "training step",
                                                 [parts, now](const Context& ctx) { train_step(ctx, parts, now); });
         points[i] = now;

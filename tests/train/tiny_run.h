@@ -15,6 +15,7 @@
 #include "train/config.h"
 #include "train/experiment.h"
 #include "train/run_directory.h"
+#include "train/run_record.h"
 #include "train/session.h"
 #include "train/step.h"
 #include "train/trainer.h"
@@ -85,13 +86,7 @@ struct TinySession {
   const Context& ctx = tiny.session.ctx();
   tiny.session.initialize();
   MetricsRing metrics(ctx, tiny.session.runtime(), 64);
-  const StepParts parts{tiny.experiment.task.get(),
-                        tiny.experiment.model.get(),
-                        &tiny.experiment.params,
-                        &metrics,
-                        tiny.experiment.optimizer,
-                        tiny.experiment.schedule,
-                        {RandomDomain::Train, config.train.batch, 0, false}};
+  const StepParts parts = step_parts(tiny.experiment, metrics);
   const std::int64_t points = tiny.experiment.task->final_points();
   StepGraph graph(ctx, tiny.session.range(), "training step",
                   [parts, points](const Context& c) { train_step(c, parts, points); });
@@ -121,18 +116,19 @@ class NullStream {
   std::FILE* file_;
 };
 
+/// What `graft train --run-dir DIRECTORY` makes a run's directory from.
+[[nodiscard]] inline RunOptions options_in(const std::filesystem::path& directory, const RunConfig& config) {
+  RunOptions options = run_options(config);
+  options.directory = directory;
+  return options;
+}
+
 /// Trains in `directory` as `graft train --run-dir` does: continues what is there. `out` gets what a terminal would.
 inline TrainingOutcome train_in(const std::filesystem::path& directory, const RunConfig& config,
                                 std::FILE* out = nullptr, Backend backend = Backend::Cpu, int threads = 1) {
   const NullStream null;
-  RunOptions options;
-  options.directory = directory;
-  options.name = config.run.name;
-  options.config_hash = config_hash8(config);
-  options.config_text = config.text;
-  options.resolved_text = resolved_toml(config);
   TinySession tiny(config, backend, threads);
-  RunDirectory run(options);
+  RunDirectory run(options_in(directory, config));
   Trainer trainer(tiny.session, run, out == nullptr ? null.file() : out);
   if (const std::optional<CheckpointData> checkpoint = CheckpointDirectory(run.checkpoints()).load_latest()) {
     trainer.resume(*checkpoint);

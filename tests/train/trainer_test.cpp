@@ -127,10 +127,6 @@ TEST_CASE("trainer: CUDA: the run is the CPU's up to rounding") {
 TEST_CASE("trainer: ten steps in a row without finite numbers end the run; their updates were left out") {
   const TemporaryDirectory directory;
   const RunConfig config = tiny_config({"train.log_every=1"});
-  RunOptions options;
-  options.directory = directory / "run";
-  options.name = config.run.name;
-  options.config_hash = config_hash8(config);
   TinySession tiny(config);
   tiny.session.initialize();
   ParameterStore& params = tiny.experiment.params;
@@ -140,7 +136,7 @@ TEST_CASE("trainer: ten steps in a row without finite numbers end the run; their
   params.write(tiny.session.ctx(), entry, ParameterStore::Buffer::Weights, weights);
   const std::uint64_t before = params.hash(tiny.session.ctx());
 
-  RunDirectory run(options);
+  RunDirectory run(options_in(directory / "run", config));
   const NullStream out;
   Trainer trainer(tiny.session, run, out.file());
   CHECK_THROWS_WITH_AS(static_cast<void>(trainer.run()), doctest::Contains("optimizer.lr"), NumericsError);
