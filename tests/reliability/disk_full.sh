@@ -84,6 +84,19 @@ for kind in told hidden; do
     "the last good checkpoint stayed, and with room all ended bit for bit alike"
 done
 
+# await WHAT COMMAND...: until the command holds; the training process has to be alive for that long
+await() {
+  local what=$1 tries
+  shift
+  for ((tries = 0; tries < 600; ++tries)); do
+    "$@" && return
+    kill -0 $process 2> /dev/null || fail "read-only while training: the run ended before $what: $(tail -n 1 "$work/run.out")"
+    sleep 0.1
+  done
+  kill -KILL $process
+  fail "read-only while training: no sign of $what in a minute: $(tail -n 1 "$work/run.out")"
+}
+
 if [ $on_tmpfs = yes ]; then
   run="$work/disk/run"
   mount -t tmpfs -o size=64m tmpfs "$work/disk"
@@ -102,17 +115,20 @@ if [ $on_tmpfs = yes ]; then
   "$graft" train "$work/tiny.toml" --run-dir "$run" --device cpu --threads 1 -o train.steps=1000000 \
     -o checkpoint.every=20 > "$work/run.out" 2>&1 &
   process=$!
-  sleep 1
-  # A file system with files open for writing cannot be made read-only; a folder that is read-only inside can.
-  mount --bind "$run/ckpt" "$run/ckpt" && mount -o remount,ro,bind "$run/ckpt"
-  sleep 2
+  saved() { [ -n "$(find "$run/ckpt" -maxdepth 1 -name 'step_*0')" ]; } # of its own: those copied are 3 and 4
+  await "a checkpoint while training" saved
+  # A file system with files open for writing cannot be made read-only, and neither can a mount of it: so a view of the
+  # folder becomes read-only elsewhere, where nobody writes, and then takes the folder's place at once.
+  mkdir "$work/disk/view"
+  mount --bind "$run/ckpt" "$work/disk/view" && mount -o remount,ro,bind "$work/disk/view" &&
+    mount --bind "$work/disk/view" "$run/ckpt" || { kill -KILL $process; fail "cannot mount a read-only view"; }
+  reported() { grep -q "warning: checkpoint of step .* not saved.*Read-only file system" "$work/run.out"; }
+  await "a warning that a checkpoint was not saved" reported
   kill -TERM $process
   wait $process
   status=$?
-  umount "$run/ckpt"
+  umount "$run/ckpt" "$work/disk/view"
   [ $status -eq 3 ] || fail "read-only while training: exit $status: $(tail -n 1 "$work/run.out")"
-  grep -q "warning: checkpoint of step .* not saved.*Read-only file system" "$work/run.out" ||
-    fail "read-only while training: $(tail -n 1 "$work/run.out")"
   good=$(newest_good "$run")
   [ -n "$good" ] && [ "$good" -gt 4 ] || fail "read-only while training: the newest good checkpoint is '$good'"
   umount "$work/disk"
