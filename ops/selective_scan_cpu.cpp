@@ -4,24 +4,17 @@
 #include <vector>
 
 #include "engine/cpu_stream.h"
+#include "ops/exponential_formula.h"
 #include "ops/rows_cpu.h"
 #include "ops/selective_scan.h"
+#include "ops/softplus_formula.h"
 
 namespace graft {
 namespace {
 
-template <class A>
-A sigmoid(A v) {
-  return A{1} / (A{1} + std::exp(-v));
-}
-
-template <class A>
-A softplus(A v) {
-  return v > A{20} ? v : std::log1p(std::exp(v));
-}
-
 /// One sequence and one block of channels: the rows it reads, step by step. Arrays over channels have `count`
-/// elements, those over states `state`.
+/// elements, those over states `state`, and those over both are [state, count] here, [count, state] in tensors: loops
+/// then run over channels, which do not wait for each other.
 template <class A>
 class ChannelBlock {
  public:
@@ -39,7 +32,7 @@ class ChannelBlock {
         decay_(elements(count_ * state_)),
         skip_(elements(count_), A{0}),
         bias_(elements(count_), A{0}) {
-    load_row(in.a_log, first_ * state_, count_ * state_, decay_.data());
+    load_states(in.a_log, first_ * state_, decay_.data());
     for (A& a : decay_) a = -std::exp(a);
     if (in.skip) load_row(in.skip, first_, count_, skip_.data());
     if (in.delta_bias) load_row(in.delta_bias, first_, count_, bias_.data());
@@ -60,6 +53,22 @@ class ChannelBlock {
     return ((batch_ * selective_scan_checkpoints(tokens_) + k) * width_ + first_) * state_;
   }
 
+  /// [count, state] of a view, turned around.
+  void load_states(const ConstView& view, std::int64_t offset, A* states) const {
+    std::vector<A> stored(elements(count_ * state_));
+    load_row(view, offset, count_ * state_, stored.data());
+    for (std::int64_t c = 0; c < count_; ++c) {
+      for (std::int64_t n = 0; n < state_; ++n) states[n * count_ + c] = stored[elements(c * state_ + n)];
+    }
+  }
+  void store_states(const View& view, std::int64_t offset, const A* states) const {
+    std::vector<A> stored(elements(count_ * state_));
+    for (std::int64_t c = 0; c < count_; ++c) {
+      for (std::int64_t n = 0; n < state_; ++n) stored[elements(c * state_ + n)] = states[n * count_ + c];
+    }
+    store_row(view, offset, count_ * state_, stored.data());
+  }
+
   void load_b(std::int64_t t, A* b) const { load_row(in_.bc, row(t) * in_.bc.shape[2] + in_.b_offset, state_, b); }
   void load_c(std::int64_t t, A* c) const { load_row(in_.bc, row(t) * in_.bc.shape[2] + in_.c_offset, state_, c); }
   /// delta with its bias, and the step size that comes of it.
@@ -71,9 +80,43 @@ class ChannelBlock {
     }
   }
 
+  /// One step: states = factors states + dt u B with factors = exp(dt A). States of before and factors are kept where
+  /// asked for, and y gets sum over states of C times the new ones.
+  struct Step {
+    const A *dt, *dtu, *b;  // [count], [count], [state]
+    const A* c;             // [state], or null: no y
+    A* states;              // [state, count]
+    A* before;              // [state, count], or null
+    A* factors;             // likewise
+    A* y;                   // [count], added to
+  };
+  template <bool kOutput, bool kHistory>
+  void advance(const Step& step) const {
+    const A* __restrict__ const dt = step.dt;
+    const A* __restrict__ const dtu = step.dtu;
+    A* __restrict__ const y = step.y;
+    for (std::int64_t n = 0; n < state_; ++n) {
+      const A* __restrict__ const decay = decay_.data() + n * count_;
+      A* __restrict__ const state = step.states + n * count_;
+      A* __restrict__ const before = kHistory ? step.before + n * count_ : nullptr;
+      A* __restrict__ const factors = kHistory ? step.factors + n * count_ : nullptr;
+      const A b = step.b[n], c = kOutput ? step.c[n] : A{0};
+      for (std::int64_t i = 0; i < count_; ++i) {
+        const A factor = exponential(dt[i] * decay[i]);
+        if constexpr (kHistory) {
+          before[i] = state[i];
+          factors[i] = factor;
+        }
+        const A next = factor * state[i] + dtu[i] * b;
+        state[i] = next;
+        if constexpr (kOutput) y[i] += c * next;
+      }
+    }
+  }
+
   const SelectiveScanSource& in_;
   std::int64_t tokens_, width_, state_, block_, blocks_, batch_, channel_block_, first_, count_;
-  std::vector<A> decay_;        // [count, N]: A
+  std::vector<A> decay_;        // [state, count]: A
   std::vector<A> skip_, bias_;  // [count]
 };
 
@@ -82,27 +125,22 @@ void forward_block(const SelectiveScanForward& args, std::int64_t index) {
   const ChannelBlock<A> block(args.in, index);
   const auto channels = static_cast<std::size_t>(block.count_);
   const auto states = static_cast<std::size_t>(block.state_);
-  std::vector<A> h(channels * states, A{0}), u(channels), raw(channels), dt(channels), y(channels), z(channels);
+  std::vector<A> h(states * channels, A{0});
+  std::vector<A> u(channels), raw(channels), dt(channels), dtu(channels), y(channels), z(channels);
   std::vector<A> b(states), c(states);
   for (std::int64_t t = 0; t < block.tokens_; ++t) {
     if (args.checkpoints && t > 0 && t % kSelectiveScanTile == 0) {
-      store_row(args.checkpoints, block.checkpoint_at(t / kSelectiveScanTile - 1), block.count_ * block.state_,
-                h.data());
+      block.store_states(args.checkpoints, block.checkpoint_at(t / kSelectiveScanTile - 1), h.data());
     }
     load_row(args.in.u, block.at(t), block.count_, u.data());
     block.load_step(t, raw.data(), dt.data());
     block.load_b(t, b.data());
     block.load_c(t, c.data());
-    for (std::size_t i = 0; i < channels; ++i) {
-      A* const state = h.data() + i * states;
-      const A* const decay = block.decay_.data() + i * states;
-      A sum{0};
-      for (std::size_t n = 0; n < states; ++n) {
-        state[n] = std::exp(dt[i] * decay[n]) * state[n] + dt[i] * u[i] * b[n];
-        sum += c[n] * state[n];
-      }
-      y[i] = sum + block.skip_[i] * u[i];
-    }
+    for (std::size_t i = 0; i < channels; ++i) dtu[i] = dt[i] * u[i];
+    std::fill(y.begin(), y.end(), A{0});
+    block.template advance<true, false>(
+        {.dt = dt.data(), .dtu = dtu.data(), .b = b.data(), .c = c.data(), .states = h.data(), .y = y.data()});
+    for (std::size_t i = 0; i < channels; ++i) y[i] += block.skip_[i] * u[i];
     if (args.in.z) {
       load_row(args.in.z, block.gate_at(t), block.count_, z.data());
       for (std::size_t i = 0; i < channels; ++i) y[i] *= z[i] * sigmoid(z[i]);
@@ -110,8 +148,50 @@ void forward_block(const SelectiveScanForward& args, std::int64_t index) {
     store_row(args.y, block.at(t), block.count_, y.data());
   }
   if (args.final_state) {
-    store_row(args.final_state, (block.batch_ * block.width_ + block.first_) * block.state_,
-              block.count_ * block.state_, h.data());
+    block.store_states(args.final_state, (block.batch_ * block.width_ + block.first_) * block.state_, h.data());
+  }
+}
+
+/// What one state of every channel of a block has to do with the gradients at one step.
+template <class A>
+struct StateStep {
+  std::int64_t channels;
+  A b, c;
+  const A *dt, *dtu, *dy;            // [channels]; dy with the gate
+  const A *decay, *factor, *before;  // [channels] of this state: A, exp(dt A), the state before the step
+  A *y, *gb, *age;                   // [channels], added to: the output, sums over states of g B and of A g e
+  A *da, *g;                         // [channels] of this state: sum over steps; gradient, decayed to the step before
+  A *for_b, *for_c;                  // [channels]: summands of the gradients of B and C
+};
+
+template <class A>
+void backward_state(const StateStep<A>& step) {
+  // Locals, so that the compiler sees that no pointer changes in the loop.
+  const A b = step.b, c = step.c;
+  const A* __restrict__ const dt = step.dt;
+  const A* __restrict__ const dtu = step.dtu;
+  const A* __restrict__ const dy = step.dy;
+  const A* __restrict__ const decay = step.decay;
+  const A* __restrict__ const factor = step.factor;
+  const A* __restrict__ const before = step.before;
+  A* __restrict__ const y = step.y;
+  A* __restrict__ const gb = step.gb;
+  A* __restrict__ const age = step.age;
+  A* __restrict__ const da = step.da;
+  A* __restrict__ const g = step.g;
+  A* __restrict__ const for_b = step.for_b;
+  A* __restrict__ const for_c = step.for_c;
+  for (std::int64_t i = 0; i < step.channels; ++i) {
+    const A kept = factor[i] * before[i];  // e: what is left of the state before
+    const A state = kept + dtu[i] * b;
+    const A gradient = dy[i] * c + g[i];
+    y[i] += c * state;
+    for_b[i] = gradient * dtu[i];
+    for_c[i] = dy[i] * state;
+    gb[i] += gradient * b;
+    age[i] += decay[i] * gradient * kept;
+    da[i] += dt[i] * gradient * kept;
+    g[i] = factor[i] * gradient;
   }
 }
 
@@ -122,10 +202,12 @@ void backward_block(const SelectiveScanBackward& args, std::int64_t index) {
   const auto channels = static_cast<std::size_t>(block.count_);
   const auto states = static_cast<std::size_t>(block.state_);
   const std::size_t pairs = channels * states;
-  std::vector<A> history(static_cast<std::size_t>(kSelectiveScanTile) * pairs);  // the state before each step
+  const std::size_t tile_pairs = static_cast<std::size_t>(std::min(kSelectiveScanTile, block.tokens_)) * pairs;
+  std::vector<A> history(tile_pairs), factors(tile_pairs);   // of each step: the state before it, exp(dt A)
   std::vector<A> h(pairs), g(pairs, A{0}), da(pairs, A{0});  // g: gradient of the state, decayed to the step before
-  std::vector<A> u(channels), raw(channels), dt(channels), z(channels), dy(channels), du(channels), draw(channels);
-  std::vector<A> dz(channels), dskip(channels, A{0}), dbias(channels, A{0});
+  std::vector<A> u(channels), raw(channels), dt(channels), dtu(channels), z(channels), dy(channels), du(channels);
+  std::vector<A> y(channels), gb(channels), age(channels), for_b(channels), for_c(channels);
+  std::vector<A> draw(channels), dz(channels), dskip(channels, A{0}), dbias(channels, A{0});
   std::vector<A> b(states), c(states), dbc(2 * states);
 
   for (std::int64_t tile = (block.tokens_ - 1) / kSelectiveScanTile; tile >= 0; --tile) {
@@ -134,55 +216,65 @@ void backward_block(const SelectiveScanBackward& args, std::int64_t index) {
     if (tile == 0) {
       std::fill(h.begin(), h.end(), A{0});
     } else {
-      load_row(args.checkpoints, block.checkpoint_at(tile - 1), block.count_ * block.state_, h.data());
+      block.load_states(args.checkpoints, block.checkpoint_at(tile - 1), h.data());
     }
     for (std::int64_t t = start; t < end; ++t) {
-      std::copy(h.begin(), h.end(), history.begin() + (t - start) * static_cast<std::int64_t>(pairs));
-      if (t + 1 == end) break;
+      const std::size_t here = static_cast<std::size_t>(t - start) * pairs;
       load_row(args.in.u, block.at(t), block.count_, u.data());
       block.load_step(t, raw.data(), dt.data());
       block.load_b(t, b.data());
-      for (std::size_t i = 0; i < channels; ++i) {
-        for (std::size_t n = 0; n < states; ++n) {
-          A& state = h[i * states + n];
-          state = std::exp(dt[i] * block.decay_[i * states + n]) * state + dt[i] * u[i] * b[n];
-        }
-      }
+      for (std::size_t i = 0; i < channels; ++i) dtu[i] = dt[i] * u[i];
+      block.template advance<false, true>({.dt = dt.data(),
+                                           .dtu = dtu.data(),
+                                           .b = b.data(),
+                                           .states = h.data(),
+                                           .before = history.data() + here,
+                                           .factors = factors.data() + here});
     }
 
     for (std::int64_t t = end - 1; t >= start; --t) {
-      const A* const before = history.data() + static_cast<std::size_t>(t - start) * pairs;
+      const std::size_t here = static_cast<std::size_t>(t - start) * pairs;
       load_row(args.in.u, block.at(t), block.count_, u.data());
       load_row(args.dy, block.at(t), block.count_, dy.data());
       if (args.in.z) load_row(args.in.z, block.gate_at(t), block.count_, z.data());
       block.load_step(t, raw.data(), dt.data());
       block.load_b(t, b.data());
       block.load_c(t, c.data());
-      std::fill(dbc.begin(), dbc.end(), A{0});
       for (std::size_t i = 0; i < channels; ++i) {
-        const A dout = dy[i];
-        const A gate = args.in.z ? sigmoid(z[i]) : A{1};
-        if (args.in.z) dy[i] *= z[i] * gate;
-        A y = block.skip_[i] * u[i];
-        A gb{0}, age{0};  // sums over states of g B and of A g e
-        for (std::size_t n = 0; n < states; ++n) {
-          const std::size_t k = i * states + n;
-          const A decay = std::exp(dt[i] * block.decay_[k]);
-          const A kept = decay * before[k];  // e: what is left of the state before
-          const A state = kept + dt[i] * u[i] * b[n];
-          const A gradient = dy[i] * c[n] + g[k];
-          y += c[n] * state;
-          dbc[n] += gradient * dt[i] * u[i];
-          dbc[states + n] += dy[i] * state;
-          gb += gradient * b[n];
-          age += block.decay_[k] * gradient * kept;
-          da[k] += dt[i] * gradient * kept;
-          g[k] = decay * gradient;
-        }
-        du[i] = block.skip_[i] * dy[i] + dt[i] * gb;
-        draw[i] = u[i] * gb + age;
-        if (args.in.softplus && raw[i] <= A{20}) draw[i] *= sigmoid(raw[i]);
-        if (args.in.z) dz[i] = dout * y * gate * (A{1} + z[i] * (A{1} - gate));
+        // Until the gradient of z has been taken, dz is dy without the gate.
+        dz[i] = dy[i];
+        if (args.in.z) dy[i] *= z[i] * sigmoid(z[i]);
+        dtu[i] = dt[i] * u[i];
+        y[i] = block.skip_[i] * u[i];
+        gb[i] = age[i] = A{0};
+      }
+      for (std::size_t n = 0; n < states; ++n) {
+        const std::size_t k = n * channels;
+        backward_state<A>({.channels = block.count_,
+                           .b = b[n],
+                           .c = c[n],
+                           .dt = dt.data(),
+                           .dtu = dtu.data(),
+                           .dy = dy.data(),
+                           .decay = block.decay_.data() + k,
+                           .factor = factors.data() + here + k,
+                           .before = history.data() + here + k,
+                           .y = y.data(),
+                           .gb = gb.data(),
+                           .age = age.data(),
+                           .da = da.data() + k,
+                           .g = g.data() + k,
+                           .for_b = for_b.data(),
+                           .for_c = for_c.data()});
+        dbc[n] = interleaved_sum<A>(block.count_, [&](std::int64_t i) { return for_b[static_cast<std::size_t>(i)]; });
+        dbc[states + n] =
+            interleaved_sum<A>(block.count_, [&](std::int64_t i) { return for_c[static_cast<std::size_t>(i)]; });
+      }
+      for (std::size_t i = 0; i < channels; ++i) {
+        du[i] = block.skip_[i] * dy[i] + dt[i] * gb[i];
+        draw[i] = u[i] * gb[i] + age[i];
+        if (args.in.softplus) draw[i] *= softplus_slope(raw[i]);
+        if (args.in.z) dz[i] *= y[i] * silu_slope(z[i]);
         dskip[i] += dy[i] * u[i];
         dbias[i] += draw[i];
       }
@@ -194,8 +286,7 @@ void backward_block(const SelectiveScanBackward& args, std::int64_t index) {
     }
   }
   for (std::size_t k = 0; k < pairs; ++k) da[k] *= block.decay_[k];  // dA/da_log = A
-  store_row(args.partial_a, (block.batch_ * block.width_ + block.first_) * block.state_, block.count_ * block.state_,
-            da.data());
+  block.store_states(args.partial_a, (block.batch_ * block.width_ + block.first_) * block.state_, da.data());
   store_row(args.partial_channels, block.batch_ * 2 * block.width_ + block.first_, block.count_, dskip.data());
   store_row(args.partial_channels, (block.batch_ * 2 + 1) * block.width_ + block.first_, block.count_, dbias.data());
 }

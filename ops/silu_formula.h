@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "engine/dtype.h"
+#include "ops/exponential_formula.h"
 
 namespace graft {
 
@@ -16,8 +17,10 @@ template <class A>
 [[nodiscard]] GRAFT_HD inline A sigmoid(A x) {
 #if defined(__CUDA_ARCH__)
   if constexpr (std::is_same_v<A, float>) return __fdividef(1.F, 1.F + __expf(-x));
-#endif
   return A{1} / (A{1} + std::exp(-x));
+#else
+  return A{1} / (A{1} + exponential(-x));
+#endif
 }
 
 /// x sigmoid(x).

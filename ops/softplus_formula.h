@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "engine/dtype.h"
+#include "ops/exponential_formula.h"
 #include "ops/silu_formula.h"
 
 namespace graft {
@@ -12,7 +13,11 @@ namespace graft {
 
 template <class A>
 [[nodiscard]] GRAFT_HD inline A softplus(A x) {
+#if defined(__CUDA_ARCH__)
   return x > A(20) ? x : std::log1p(std::exp(x));
+#else
+  return x > A(20) ? x : log1p_exponential(x);
+#endif
 }
 
 template <class A>
