@@ -14,6 +14,14 @@ target_include_directories(graft_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS}
 set_target_properties(graft_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_SEPARABLE_COMPILATION OFF)
 target_link_libraries(graft_cuda PRIVATE CUDA::cudart_static)
 
+# The one function of graft that the library has of its own: hidden, or the loader would take the program's, and the
+# library would say of itself whatever the program says.
+add_library(graft_cuda_build_info OBJECT "${build_info_file}")
+add_dependencies(graft_cuda_build_info graft_git_hash)
+target_link_libraries(graft_cuda_build_info PRIVATE graft_flags)
+set_target_properties(graft_cuda_build_info PROPERTIES CXX_VISIBILITY_PRESET hidden POSITION_INDEPENDENT_CODE ON)
+target_sources(graft_cuda PRIVATE $<TARGET_OBJECTS:graft_cuda_build_info>)
+
 # Some distributions' default flags forbid undefined symbols in shared libraries.
 check_linker_flag(CXX "-Wl,-z,undefs" GRAFT_LINKER_HAS_UNDEFS)
 if(GRAFT_LINKER_HAS_UNDEFS)

@@ -25,4 +25,18 @@ if(GIT AND EXISTS "${SOURCE_DIR}/.git")
     endif()
   endif()
 endif()
+
+# What the program and libgraft_cuda.so must agree on: tensors, contexts and argument blocks are laid out by headers.
+# No commit is in it, so that the two still fit where only other files changed.
+set(digests "")
+foreach(folder IN ITEMS engine ops tasks train)
+  file(GLOB headers "${SOURCE_DIR}/${folder}/*.h")
+  foreach(header IN LISTS headers)
+    file(SHA256 "${header}" digest)
+    cmake_path(GET header FILENAME name)
+    string(APPEND digests "${folder}/${name} ${digest}\n")
+  endforeach()
+endforeach()
+string(SHA256 BUILD_INFO_HEADERS "${digests}")
+string(SUBSTRING "${BUILD_INFO_HEADERS}" 0 12 BUILD_INFO_HEADERS)
 configure_file("${INPUT}" "${OUTPUT}" @ONLY)

@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "cuda/architectures.h"
 #include "cuda/check.h"
 #include "cuda/device_memory.h"
 #include "cuda/stream.h"
 #include "engine/error.h"
+#include "engine/version.h"
 
 namespace graft::cuda {
 namespace {
@@ -90,7 +92,14 @@ std::string why_not() {
 }  // namespace
 }  // namespace graft::cuda
 
-// The two functions that engine/runtime.cpp looks up by name after it has loaded this library.
+// The functions that engine/runtime.cpp looks up by name after it has loaded this library.
+
+/// "<interface> <git>" of this library's build_info(); asked for before anything else. Needs nothing of the program,
+/// which may be of another build.
+extern "C" const char* graft_cuda_build() {
+  static const std::string text = std::string(graft::build_info().interface) + " " + graft::build_info().git;
+  return text.c_str();
+}
 
 extern "C" int graft_cuda_probe(char* why, std::size_t size) {
   const std::string reason = graft::cuda::why_not();

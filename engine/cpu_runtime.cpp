@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <cstring>
 #include <fstream>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -28,6 +30,35 @@ std::size_t physical_memory() {
   return static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 }
 
+/// Bytes of addresses that the process has taken.
+std::size_t addresses_in_use() {
+  std::size_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  return pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
+
+/// What a range leaves to others under a limit on addresses: parameters, files, and for each thread the buffer that
+/// OpenBLAS takes at its first product (128 MiB, which it asks for for ever if there are none) and a heap.
+std::size_t kept_for_others(int threads) {
+  return (std::size_t{512} << 20U) + static_cast<std::size_t>(threads) * (std::size_t{256} << 20U);
+}
+
+/// Bytes of addresses to reserve for steps.
+std::size_t range_bytes(int threads) {
+  const std::optional<std::size_t> limit = address_limit();
+  if (!limit) return physical_memory();
+  const std::size_t used = addresses_in_use();
+  const std::size_t left = *limit > used ? *limit - used : 0;
+  const std::size_t kept = std::max(kept_for_others(threads), left / 2);
+  if (left <= kept) {
+    throw EnvironmentError(fmt::format(
+        "cannot reserve addresses for a step: the limit of {} bytes (ulimit -v) leaves {}, and the rest of the "
+        "program, with --threads {}, needs {}; {}lift it: ulimit -v unlimited",
+        *limit, left, threads, kept, threads > 1 ? "use fewer threads, or " : ""));
+  }
+  return std::min(physical_memory(), (left - kept) / kAlignment * kAlignment);
+}
+
 class CpuPool final : public Memory {
  public:
   Block allocate(std::size_t bytes, std::string_view name) override {
@@ -43,7 +74,7 @@ class CpuPool final : public Memory {
 
 class CpuAddressRange final : public AddressRange {
  public:
-  CpuAddressRange() : reserved_(physical_memory()) {
+  explicit CpuAddressRange(int threads) : reserved_(range_bytes(threads)) {
     void* base = mmap(nullptr, reserved_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
       throw EnvironmentError(fmt::format("cannot reserve {} bytes of addresses: {}", reserved_, std::strerror(errno)));
@@ -58,8 +89,10 @@ class CpuAddressRange final : public AddressRange {
   void grow(std::size_t bytes) override {
     if (bytes <= mapped_) return;
     if (bytes > reserved_ || mprotect(base_, bytes, PROT_READ | PROT_WRITE) != 0) {
-      throw OutOfMemoryError(fmt::format("out of memory: a step needs {} bytes, this machine has {}", bytes, reserved_),
-                             reserved_);
+      throw OutOfMemoryError(
+          fmt::format("out of memory: a step needs {} bytes, {} {}", bytes,
+                      address_limit() ? "the limit on addresses (ulimit -v) leaves it" : "this machine has", reserved_),
+          reserved_);
     }
     mapped_ = bytes;
   }
@@ -94,7 +127,9 @@ class CpuRuntime final : public Runtime {
   }
   [[nodiscard]] std::unique_ptr<Stream> make_stream() override { return std::make_unique<CpuStream>(threads_); }
   [[nodiscard]] std::shared_ptr<Memory> make_pool() override { return std::make_shared<CpuPool>(); }
-  [[nodiscard]] std::unique_ptr<AddressRange> reserve_range() override { return std::make_unique<CpuAddressRange>(); }
+  [[nodiscard]] std::unique_ptr<AddressRange> reserve_range() override {
+    return std::make_unique<CpuAddressRange>(threads_->threads());
+  }
   [[nodiscard]] std::shared_ptr<void> allocate_pinned(std::size_t bytes) override {
     return {std::aligned_alloc(kAlignment, padded(bytes)), [](void* data) { std::free(data); }};
   }
@@ -104,6 +139,12 @@ class CpuRuntime final : public Runtime {
 };
 
 }  // namespace
+
+std::optional<std::size_t> address_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return std::nullopt;
+  return static_cast<std::size_t>(limit.rlim_cur);
+}
 
 std::unique_ptr<Runtime> make_cpu_runtime(const RuntimeOptions& options) {
   return std::make_unique<CpuRuntime>(options);

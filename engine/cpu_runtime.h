@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <optional>
 
 #include "engine/runtime.h"
 
@@ -8,6 +10,9 @@ namespace graft {
 
 /// The CPU as a device: host memory, worker threads.
 [[nodiscard]] std::unique_ptr<Runtime> make_cpu_runtime(const RuntimeOptions& options);
+
+/// Bytes of addresses that this process may have (ulimit -v); none if there is no limit.
+[[nodiscard]] std::optional<std::size_t> address_limit();
 
 /// Memory that is only counted: addresses without anything behind them, for planning a run on paper.
 class PaperMemory final : public Memory {

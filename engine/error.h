@@ -17,6 +17,7 @@ enum class ExitCode : int {
   kNumerics = 5,     // non-finite numbers stopped the run
   kPeer = 6,         // another rank or the network failed
   kRequeue = 85,     // saved, asks to be requeued
+  kHungUp = 129,
   kInterrupted = 130,
   kTerminated = 143,
 };

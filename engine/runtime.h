@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "engine/device.h"
 #include "engine/stream.h"
@@ -50,6 +51,10 @@ struct RuntimeOptions {
 /// Opens a device. The CUDA backend is a library of its own, loaded here and not before. Throws
 /// EnvironmentError saying what was looked for and found when there is no usable GPU.
 [[nodiscard]] std::unique_ptr<Runtime> open_runtime(Device device, const RuntimeOptions& options = {});
+
+/// Why the library at `path` cannot serve this program: it was built for another interface; empty if it can. Both
+/// builds as "<interface> <git>", see BuildInfo; `library` is empty if it does not say.
+[[nodiscard]] std::string backend_mismatch(const std::string& path, std::string_view library, std::string_view program);
 
 /// Whether a CUDA device can be used; if not, `why` says what was found.
 [[nodiscard]] bool cuda_available(std::string* why = nullptr);

@@ -167,6 +167,7 @@ SettingKey with_fallback(SettingKey key, SettingValue value) {
   key.must_be_given = false;
   key.fallback_path.clear();
   key.decider.clear();
+  key.compute = nullptr;
   return key;
 }
 
@@ -192,6 +193,16 @@ SettingKey SettingKey::with_defaults(std::initializer_list<const char*> values) 
 }
 SettingKey SettingKey::default_from(std::string other_path) && {
   fallback_path = std::move(other_path);
+  return std::move(*this);
+}
+SettingKey SettingKey::worked_out(std::string how, std::function<SettingValue(const Settings&)> compute_default) && {
+  decider = std::move(how);
+  compute = std::move(compute_default);
+  return std::move(*this);
+}
+SettingKey SettingKey::only_with(std::string other_path, std::string value) && {
+  condition_path = std::move(other_path);
+  condition_value = std::move(value);
   return std::move(*this);
 }
 SettingKey SettingKey::decided_by(std::string who) && {
@@ -267,6 +278,7 @@ std::string SettingKey::expected() const {
 std::string SettingKey::default_text() const {
   if (must_be_given) return "required";
   if (!fallback_path.empty()) return fmt::format("default: that of {}", fallback_path);
+  if (compute) return fmt::format("default: {}", decider);
   if (!decider.empty()) return fmt::format("default: decided by {}", decider);
   if (std::holds_alternative<std::monostate>(fallback)) return "no default";
   return fmt::format("default: {}", toml_text(fallback));

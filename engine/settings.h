@@ -28,6 +28,8 @@ using SettingValue = std::variant<std::monostate, bool, std::int64_t, double, st
 /// A basic TOML string: quotes, backslashes and control characters escaped.
 [[nodiscard]] std::string quoted_text(std::string_view text);
 
+class Settings;
+
 /// One end of a range; an open end is itself not allowed.
 struct SettingBound {
   double value = 0;
@@ -59,6 +61,9 @@ struct SettingKey {
   SettingKey with_defaults(std::initializer_list<const char*> values) &&;
   /// The default is the value of another key, such as schedule.total of train.steps.
   SettingKey default_from(std::string other_path) &&;
+  /// The default follows from other values: `how` says it to people ("the steps of an epoch"), `compute` finds it once
+  /// all other defaults are in place. Throws ArgumentError where a value it needs is missing.
+  SettingKey worked_out(std::string how, std::function<SettingValue(const Settings&)> compute) &&;
   /// No default in the table: `who` decides ("the preset", "the configuration's file name"); Settings::has() is
   /// false unless the key was given.
   SettingKey decided_by(std::string who) &&;
@@ -72,6 +77,9 @@ struct SettingKey {
   SettingKey below(double high) &&;
   SettingKey one_of(std::vector<std::string> values) &&;
   SettingKey in(std::string measure) &&;  // unit: "steps", "prompts"
+  /// Counts only where the text `other_path` is `value`: elsewhere the key has no value, not even a default, and to
+  /// give it is a mistake.
+  SettingKey only_with(std::string other_path, std::string value) &&;
   /// Names that other programs use for the same thing; they are not accepted, but lead to this key.
   SettingKey elsewhere_called(std::vector<std::string> names) &&;
 
@@ -87,10 +95,12 @@ struct SettingKey {
   std::string path;
   std::string doc;
   SettingKind kind = SettingKind::Integer;
-  SettingValue fallback;       // std::monostate: see the three below
-  std::string fallback_path;   // the key whose value is the default
-  std::string decider;         // who decides without a value
-  bool must_be_given = false;  // an error if missing
+  SettingValue fallback;                                 // std::monostate: see the three below
+  std::string fallback_path;                             // the key whose value is the default
+  std::function<SettingValue(const Settings&)> compute;  // what works the default out
+  std::string decider;                          // who decides without a value, or what the default is worked out as
+  std::string condition_path, condition_value;  // only_with()
+  bool must_be_given = false;                   // an error if missing
   std::optional<SettingBound> minimum, maximum;
   std::vector<std::string> choices;
   std::vector<std::string> aliases;

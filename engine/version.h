@@ -6,6 +6,7 @@ namespace graft {
 struct BuildInfo {
   const char* version;        // "0.1.0"
   const char* git;            // 12 digits of the commit, "+dirty" if files were changed; "unknown" without git
+  const char* interface;      // version and a hash of the headers that program and CUDA library share
   const char* compiler;       // "GNU 12.2.0"
   const char* build_type;     // "Release"
   const char* flags;          // of the C++ compiler

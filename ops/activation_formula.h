@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <type_traits>
 
 #include "engine/dtype.h"
+#include "engine/error.h"
 #include "ops/gelu_formula.h"
 #include "ops/relu_formula.h"
 #include "ops/silu_formula.h"
@@ -52,13 +54,20 @@ template <Activation kActivation, class A>
   return A{1};
 }
 
-/// Calls body with `activation`, if it is one of kActivations, as a std::integral_constant.
+/// Calls body with `activation` as a std::integral_constant. Throws DeviceError if it is none of kActivations: there is
+/// no kernel for it, which what an op checks should have kept from here.
 template <Activation... kActivations, class Body>
 void with_one_of(Activation activation, const Body& body) {
   const auto call = [&](auto constant) {
-    if (activation == decltype(constant)::value) body(constant);
+    if (activation != decltype(constant)::value) return false;
+    body(constant);
+    return true;
   };
-  (call(std::integral_constant<Activation, kActivations>{}), ...);
+  if ((call(std::integral_constant<Activation, kActivations>{}) || ...)) return;
+  std::string expected;
+  ((expected += std::string(expected.empty() ? "" : ", ") + name_of(kActivations)), ...);
+  throw DeviceError("internal error: activation " + std::to_string(static_cast<int>(activation)) + " (" +
+                    name_of(activation) + ") has no kernel here, expected one of: " + expected);
 }
 /// The same with any but None.
 template <class Body>

@@ -1,11 +1,15 @@
 #include "engine/cpu_runtime.h"
 
 #include <doctest/doctest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "engine/error.h"
@@ -13,6 +17,30 @@
 
 namespace graft::test {
 namespace {
+
+/// A limit on this process's addresses, this many bytes beyond what it has, while the object lives.
+class AddressLimit {
+ public:
+  explicit AddressLimit(std::size_t beyond) {
+    REQUIRE(getrlimit(RLIMIT_AS, &before_) == 0);
+    rlimit limit = before_;
+    limit.rlim_cur = in_use() + beyond;
+    REQUIRE(setrlimit(RLIMIT_AS, &limit) == 0);
+  }
+  ~AddressLimit() { setrlimit(RLIMIT_AS, &before_); }
+  AddressLimit(const AddressLimit&) = delete;
+  AddressLimit& operator=(const AddressLimit&) = delete;
+  [[nodiscard]] static std::size_t in_use() {
+    std::size_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    return pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  }
+
+ private:
+  rlimit before_{};
+};
+
+constexpr std::size_t kMebibyte = std::size_t{1} << 20U;
 
 TEST_CASE("CPU runtime: describes its device") {
   const auto runtime = open_runtime({Backend::Cpu, 0}, {2});
@@ -61,6 +89,23 @@ TEST_CASE("CPU runtime: a range grows in place and keeps what it holds") {
   CHECK_THROWS_WITH_AS(range->grow(std::size_t{1} << 60U), doctest::Contains("out of memory: a step needs"),
                        EnvironmentError);
   CHECK(range->mapped() >= 1 << 20);
+}
+
+TEST_CASE("CPU runtime: a range leaves room to others under a limit on addresses") {
+  if (AddressLimit::in_use() > kMebibyte * kMebibyte) return;  // a sanitizer, which takes terabytes
+  const auto runtime = open_runtime({Backend::Cpu, 0}, {2});
+  const auto pool = runtime->make_pool();
+  {
+    const AddressLimit limit(3000 * kMebibyte);
+    CHECK(address_limit().has_value());
+    const auto range = runtime->reserve_range();
+    range->grow(512 * kMebibyte);
+    std::memset(range->base() + 512 * kMebibyte - 100, 1, 100);
+    CHECK_THROWS_WITH_AS(range->grow(1600 * kMebibyte), doctest::Contains("ulimit -v"), OutOfMemoryError);
+    pool->release(pool->allocate(1400 * kMebibyte, "half of it"));
+  }
+  const AddressLimit limit(900 * kMebibyte);
+  CHECK_THROWS_WITH_AS(static_cast<void>(runtime->reserve_range()), doctest::Contains("ulimit -v"), EnvironmentError);
 }
 
 TEST_CASE("CPU runtime: two ranges are apart") {

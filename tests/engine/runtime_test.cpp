@@ -10,6 +10,7 @@
 
 #include "engine/error.h"
 #include "engine/step_graph.h"
+#include "engine/version.h"
 #include "tests/support/parity.h"
 #include "tests/support/small_run.h"
 
@@ -66,6 +67,27 @@ TEST_CASE("runtime: without a GPU the error says what was looked for") {
     CHECK(message.find("--device cpu") != std::string::npos);
     CHECK(error.exit_code() == ExitCode::kEnvironment);
   }
+}
+
+TEST_CASE("runtime: a backend library of another interface is refused, naming both builds") {
+  const std::string ours = "0.1.0-0123456789ab 1111aaaa2222";
+  CHECK(backend_mismatch("/x/lib.so", ours, ours).empty());
+  CHECK(backend_mismatch("/x/lib.so", "0.1.0-0123456789ab 3333bbbb4444+dirty", ours).empty());  // other files changed
+  CHECK(backend_mismatch("/x/lib.so", "0.1.0-0123456789ab", ours).empty());
+  for (const char* other : {"0.1.0-ba9876543210 1111aaaa2222", "0.2.0-0123456789ab 1111aaaa2222", "0.1.0-0123456789"}) {
+    const std::string why = backend_mismatch("/x/lib.so", other, ours);
+    CAPTURE(why);
+    const std::string shown(other);
+    CHECK(why.starts_with("/x/lib.so belongs to another build of graft: it is " + shown.substr(0, shown.find(' '))));
+    CHECK(why.find("this program is 0.1.0-0123456789ab (git 1111aaaa2222)") != std::string::npos);
+    CHECK(why.find("cmake --build") != std::string::npos);
+  }
+  CHECK(backend_mismatch("/x/lib.so", "", ours).find("does not say") != std::string::npos);
+  // What is compared is there at all, and is not the commit.
+  const std::string own = build_info().interface;
+  CHECK(own.starts_with(std::string(build_info().version) + "-"));
+  CHECK(own.size() == std::string(build_info().version).size() + 13);
+  CHECK(own.find(' ') == std::string::npos);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/error.h"
+#include "ops/activation_formula.h"
 #include "tests/support/gradcheck.h"
 #include "tests/support/parity.h"
 
@@ -128,6 +129,27 @@ TEST_CASE("activation: none is refused") {
   const Tensor x = device.tensor({2}, DType::F32, {1, 2});
   CHECK_THROWS_WITH_AS(static_cast<void>(activation(device.ctx(), x, Activation::None)),
                        doctest::Contains("activation: the activation is none, expected a function"), ArgumentError);
+}
+
+TEST_CASE("activation: a kind without a kernel is an internal error that names it, not a result left unwritten") {
+  const auto unknown = static_cast<Activation>(77);
+  int calls = 0;
+  const auto count = [&](auto) { ++calls; };
+  CHECK_THROWS_WITH_AS(with_activation(unknown, count), doctest::Contains("internal error: activation 77 (unknown)"),
+                       DeviceError);
+  CHECK_THROWS_WITH_AS(with_activation(Activation::None, count), doctest::Contains("activation 0 (none)"), DeviceError);
+  const auto one_of_two = [&](Activation kind) { with_one_of<Activation::None, Activation::GeluErf>(kind, count); };
+  CHECK_THROWS_WITH_AS(one_of_two(Activation::Silu),
+                       doctest::Contains("activation 1 (silu) has no kernel here, expected one of: none, gelu_erf"),
+                       DeviceError);
+  CHECK(calls == 0);
+  for (const Activation kind : kKinds) with_activation(kind, count);
+  one_of_two(Activation::None);
+  CHECK(calls == 6);
+
+  const TestDevice device;
+  const Tensor x = device.tensor({2}, DType::F32, {1, 2});
+  CHECK_THROWS_AS(static_cast<void>(activation(device.ctx(), x, unknown)), DeviceError);
 }
 
 }  // namespace
