@@ -16,15 +16,26 @@
 namespace graft {
 namespace {
 
+/// Modes come in conjugate pairs, so that half as many are stored.
+void check_state(const ModelConfig& config, SettingMistakes& mistakes) {
+  constexpr std::int64_t kMost = 2 * kS4dMaxModes;
+  if (config.state % 2 == 0 && config.state <= kMost) return;
+  mistakes.add({"model.state"},
+               fmt::format("got {}, expected an even number in [2, {}]: an S4D layer's modes come in conjugate pairs",
+                           config.state, kMost));
+}
+
 const RegisterMixer s4{
     {"S", "s4", "S4D: a diagonal state-space convolution, GELU and a gated linear map",
      [](ParameterStore& store, const std::string& scope, const ModelConfig& config,
-        const BlockPosition&) -> std::unique_ptr<Mixer> { return std::make_unique<S4Mixer>(store, scope, config); }}};
+        const BlockPosition&) -> std::unique_ptr<Mixer> { return std::make_unique<S4Mixer>(store, scope, config); },
+     check_state}};
 const RegisterMixer s4_mamba{{"Sm", "s4_mamba", "a Mamba block with S4D in the place of the selective scan",
                               [](ParameterStore& store, const std::string& scope, const ModelConfig& config,
                                  const BlockPosition& position) -> std::unique_ptr<Mixer> {
                                 return std::make_unique<S4MambaMixer>(store, scope, config, position);
-                              }}};
+                              },
+                              check_state}};
 
 // They have no effect on models without S4-Mamba blocks.
 const RegisterSettings s4_mamba_keys{{

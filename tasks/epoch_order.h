@@ -29,6 +29,12 @@ struct EpochOrder {
   /// Whether the last step of an epoch is short.
   [[nodiscard]] GRAFT_HD bool has_short_step() const { return examples % batch != 0; }
 
+  /// Examples that the first `count` steps of a run read, without missing places.
+  [[nodiscard]] std::int64_t examples_until(std::int64_t count) const {
+    const std::int64_t rest = count % steps() * batch;  // of the epoch at hand, which the short step would end
+    return count / steps() * examples + rest;
+  }
+
   /// What place `place` of training step `step` reads.
   [[nodiscard]] GRAFT_HD Place at(std::uint64_t seed, std::uint64_t step, std::int64_t place) const {
     const auto epoch = static_cast<std::int64_t>(step) / steps();

@@ -27,7 +27,7 @@ const RegisterSettings keys{{
     .doc = "linear regression in which most points are one and the same outlier",
     .keys = with_curriculum(outlier_keys(1, 512, 0.9),
                             {.dims_start = 4, .points_start = 12, .points_increment = 2, .points_interval = 200}),
-    .checks = {check_curriculum},
+    .checks = {check_curriculum, check_outlier_probability},
 }};
 
 const RegisterTask registered{{"many_outlier_regression", [](const Settings& settings) -> std::unique_ptr<Task> {

@@ -50,7 +50,7 @@ const RegisterSettings keys{{
     .owner = "orthogonal_outlier_regression",
     .doc = "linear regression among outliers orthogonal to the weights",
     .keys = with_curriculum(orthogonal_keys(), {.points_start = 26, .points_increment = 5}),
-    .checks = {check_curriculum},
+    .checks = {check_curriculum, check_outlier_probability},
 }};
 
 const RegisterTask registered{

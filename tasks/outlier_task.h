@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -43,6 +44,11 @@ class OutlierTask final : public RegressionTask<Law> {
   }
 
   [[nodiscard]] std::vector<std::string> baselines() const override { return {"zero", "least_squares_clean"}; }
+  /// With random masks the points that count are others in every prompt, and the first one is as good as any.
+  [[nodiscard]] Headline headline() const override {
+    const OutlierMask& mask = this->law().mask;
+    return mask.fixed || mask.probability == 0 ? Headline::MeanFromSecond : Headline::Pooled;
+  }
   [[nodiscard]] std::string truth_text(const Prompt& prompt) const override {
     return this->law().text_of(prompt.truth);
   }
@@ -71,6 +77,14 @@ class OutlierTask final : public RegressionTask<Law> {
           .at_least(0)
           .below(1),
   };
+}
+
+/// A probability below 1 that rounds to 1 in single precision, in which the draws are, leaves no point to score.
+inline void check_outlier_probability(const Settings& settings, SettingMistakes& mistakes) {
+  const double probability = settings.number("task.outlier_probability");
+  if (static_cast<float>(probability) < 1.F) return;
+  mistakes.add({"task.outlier_probability"}, fmt::format("got {}, which is 1 in single precision, expected at most {}",
+                                                         probability, std::nextafter(1.F, 0.F)));
 }
 
 }  // namespace graft

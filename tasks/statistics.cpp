@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "engine/philox.h"
 #include "engine/require.h"
@@ -132,33 +133,68 @@ PositionStatistics position_statistics(std::span<const double> scores, std::int6
   return result;
 }
 
-ScoreSummary summarize(const PositionStatistics& statistics) {
-  const std::size_t points = statistics.mean.size();
-  require(points >= 1 && statistics.count.size() == points, "summarize: statistics of {} positions with {} counts",
-          points, statistics.count.size());
+std::string_view name_of(Headline headline) {
+  switch (headline) {
+    case Headline::MeanFromSecond:
+      return "mean_from_second";
+    case Headline::MeanAll:
+      return "mean_all";
+    case Headline::Pooled:
+      return "pooled";
+  }
+  return "?";
+}
+
+std::string_view label_of(Headline headline) {
+  switch (headline) {
+    case Headline::MeanFromSecond:
+      return "mean i>=1";
+    case Headline::MeanAll:
+      return "mean";
+    case Headline::Pooled:
+      return "pooled";
+  }
+  return "?";
+}
+
+double ScoreSummary::value(Headline headline) const {
+  switch (headline) {
+    case Headline::MeanFromSecond:
+      return mean_from_second;
+    case Headline::MeanAll:
+      return mean_all;
+    case Headline::Pooled:
+      return pooled;
+  }
+  return kNaN;
+}
+
+double headline_of(Headline headline, std::span<const double> values, std::span<const std::int64_t> count,
+                   bool skip_nan) {
+  require(!values.empty() && values.size() == count.size(), "headline_of: {} values with {} counts", values.size(),
+          count.size());
   const auto mean_from = [&](std::size_t first) {
     double sum = 0;
-    std::int64_t positions = 0;
-    for (std::size_t p = first; p < points; ++p) {
-      if (statistics.count[p] == 0) continue;
-      sum += statistics.mean[p];
-      ++positions;
+    double weights = 0;
+    for (std::size_t p = first; p < values.size(); ++p) {
+      if (count[p] == 0 || (skip_nan && std::isnan(values[p]))) continue;
+      const double weight = headline == Headline::Pooled ? static_cast<double>(count[p]) : 1.0;
+      sum += weight * values[p];
+      weights += weight;
     }
-    return positions > 0 ? sum / static_cast<double>(positions) : kNaN;
+    return weights > 0 ? std::optional(sum / weights) : std::nullopt;
   };
-  ScoreSummary summary;
-  summary.mean_from_second = mean_from(1);
-  summary.mean_all = mean_from(0);
-  summary.last = statistics.mean.back();
-  double sum = 0;
-  std::int64_t scored = 0;
-  for (std::size_t p = 0; p < points; ++p) {
-    if (statistics.count[p] == 0) continue;
-    sum += statistics.mean[p] * static_cast<double>(statistics.count[p]);
-    scored += statistics.count[p];
-  }
-  summary.pooled = scored > 0 ? sum / static_cast<double>(scored) : kNaN;
-  return summary;
+  std::optional<double> mean;
+  if (headline == Headline::MeanFromSecond) mean = mean_from(1);
+  if (!mean) mean = mean_from(0);
+  return mean.value_or(kNaN);
+}
+
+ScoreSummary summarize(const PositionStatistics& statistics) {
+  require(!statistics.mean.empty() && statistics.count.size() == statistics.mean.size(),
+          "summarize: statistics of {} positions with {} counts", statistics.mean.size(), statistics.count.size());
+  const auto of = [&](Headline headline) { return headline_of(headline, statistics.mean, statistics.count); };
+  return {of(Headline::MeanFromSecond), of(Headline::MeanAll), statistics.mean.back(), of(Headline::Pooled)};
 }
 
 }  // namespace graft

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 namespace graft {
@@ -23,12 +24,23 @@ struct PositionStatistics {
   std::vector<std::int64_t> count;         // prompts that are scored at the position
 };
 
-/// One number for an evaluation.
+/// Which number of a summary stands for an evaluation.
+enum class Headline : std::uint8_t { MeanFromSecond, MeanAll, Pooled };
+
+/// "mean_from_second", "mean_all", "pooled": as eval.jsonl has it.
+[[nodiscard]] std::string_view name_of(Headline headline);
+/// "mean i>=1", "mean", "pooled": as tables have it.
+[[nodiscard]] std::string_view label_of(Headline headline);
+
+/// Numbers for a whole evaluation.
 struct ScoreSummary {
-  double mean_from_second = 0;  // mean over positions i >= 1 of the positions' means (equation 2 of Park et al. 2024)
+  double mean_from_second = 0;  // mean over positions i >= 1 of the positions' means (equation 2 of Park et al. 2024);
+                                // where none of them is scored, as with one position, mean_all
   double mean_all = 0;          // mean over all positions
   double last = 0;              // the last position
   double pooled = 0;            // mean over all scored points of all prompts: what outlier tasks report
+
+  [[nodiscard]] double value(Headline headline) const;
 };
 
 /// Mean, standard deviation and bootstrap band of every position.
@@ -44,6 +56,11 @@ struct ScoreSummary {
 
 /// Means of the positions' means; positions without a scored prompt are left out, and a mean over none is NaN.
 [[nodiscard]] ScoreSummary summarize(const PositionStatistics& statistics);
+
+/// The headline of other values [points] at the positions of an evaluation, of which `count` says how many prompts are
+/// scored at each; `values` that are NaN at a position are left out there where `skip_nan`. NaN without any.
+[[nodiscard]] double headline_of(Headline headline, std::span<const double> values, std::span<const std::int64_t> count,
+                                 bool skip_nan = false);
 
 /// The share of prompts whose scores at all of these points are 1.
 ///   scores  [prompts, points]

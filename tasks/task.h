@@ -11,6 +11,7 @@
 #include "engine/settings.h"
 #include "engine/tensor.h"
 #include "tasks/selection.h"
+#include "tasks/statistics.h"
 
 namespace graft {
 
@@ -74,6 +75,11 @@ class Task {
   [[nodiscard]] virtual std::int64_t dims_at(std::uint64_t step) const = 0;
   /// Training steps that read a fixed training set once; 0: there is none, every step draws new examples.
   [[nodiscard]] virtual std::int64_t steps_per_epoch() const { return 0; }
+  /// Examples that the first `steps` training steps of `batch` places read; fewer than the places where a fixed set
+  /// ends with a short step.
+  [[nodiscard]] virtual std::int64_t examples_until(std::int64_t steps, std::int64_t batch) const {
+    return steps * batch;
+  }
   /// Tokens of a sequence with `points` points.
   [[nodiscard]] virtual std::int64_t tokens_at(std::int64_t points) const { return points * shape().tokens_per_point; }
   /// Points of evaluation prompts.
@@ -112,6 +118,9 @@ class Task {
   }
   /// "squared error", "accuracy".
   [[nodiscard]] virtual std::string_view score_name() const { return "squared error"; }
+  /// Which number of an evaluation stands for it: while a run goes on, for its best checkpoint, in the table of a
+  /// sweep.
+  [[nodiscard]] virtual Headline headline() const { return Headline::MeanFromSecond; }
   /// Points that make up a prompt's answer, in tasks whose scores are 1 and 0: a prompt is answered where the scores at
   /// all of them are 1, and the share of prompts that are is the evaluation's accuracy. Empty: there is no such answer.
   [[nodiscard]] virtual std::vector<std::int64_t> answer_points() const { return {}; }

@@ -87,6 +87,11 @@ class VectorRetrievalTask final : public Task {
   [[nodiscard]] std::int64_t dims_at(std::uint64_t /*step*/) const override { return law_.dim; }
   [[nodiscard]] std::int64_t final_points() const override { return law_.points(); }
   [[nodiscard]] std::int64_t steps_per_epoch() const override { return order_.examples > 0 ? order_.steps() : 0; }
+  [[nodiscard]] std::int64_t examples_until(std::int64_t steps, std::int64_t batch) const override {
+    return order_.examples > 0 ? order_.examples_until(steps) : steps * batch;
+  }
+  /// A query stands for itself, the first one too: there is no position without examples before it.
+  [[nodiscard]] Headline headline() const override { return Headline::MeanAll; }
 
   [[nodiscard]] Batch sample(const Context& ctx, const Selection& selection, std::int64_t points) const override {
     require(ctx.state != nullptr, "sample: the context has no step state");
@@ -192,22 +197,33 @@ std::string training_set_text(const EpochOrder& order) {
   return order.examples == 0 ? "new examples each step" : fmt::format("{} training examples", order.examples);
 }
 
-bool has_slots(const Settings& settings) { return settings.text("task.layout") == "zoology"; }
+bool has_slots(const Settings& settings) { return settings.has("task.slots"); }
+
+/// The learning rate of the study falls from epoch to epoch, whatever batch and training set make an epoch.
+SettingKey schedule_every_key() {
+  return SettingKey::integer("schedule.every", "steps between changes of the learning rate")
+      .worked_out("the steps of an epoch where the learning rate falls and the training set is fixed, else 1",
+                  [](const Settings& settings) -> SettingValue {
+                    const EpochOrder order = order_of(settings);
+                    const bool once_an_epoch = order.examples > 0 && settings.text("schedule.name") != "constant";
+                    return once_an_epoch ? order.steps() : std::int64_t{1};
+                  })
+      .between(1, 1e12)
+      .in("steps")
+      .elsewhere_called({"interval", "step_size_up", "steps_per_epoch"});
+}
 
 void check_queries(const Settings& settings, SettingMistakes& mistakes) {
   const std::int64_t queries = settings.integer("task.queries");
   const std::int64_t pairs = settings.integer("task.pairs");
-  const std::int64_t slots = settings.integer("task.slots");
   if (queries > pairs) {
     mistakes.add({"task.queries", "task.pairs"},
                  fmt::format("got {}, expected at most task.pairs = {}: no pair is asked for twice", queries, pairs));
   }
-  if (has_slots(settings) && queries > slots) {
+  if (has_slots(settings) && queries > settings.integer("task.slots")) {
     mistakes.add({"task.queries", "task.slots"},
-                 fmt::format("got {}, expected at most task.slots = {}: a slot holds one query", queries, slots));
-  }
-  if (!has_slots(settings) && settings.given("task.slots")) {
-    mistakes.add({"task.slots", "task.layout"}, "has no effect with task.layout = \"queries\"; use \"zoology\"");
+                 fmt::format("got {}, expected at most task.slots = {}: a slot holds one query", queries,
+                             settings.integer("task.slots")));
   }
 }
 
@@ -250,6 +266,7 @@ const RegisterSettings mqar_keys{{
                 .one_of({"queries", "zoology"}),
             SettingKey::integer("task.slots", "places for a query after the pairs, two tokens each (layout zoology)")
                 .default_from("task.pairs")
+                .only_with("task.layout", "zoology")
                 .between(1, kMost),
             samples_key(300000),
             SettingKey::integer("eval.prompts", "prompts of an evaluation, the same each time")
@@ -261,6 +278,7 @@ const RegisterSettings mqar_keys{{
                 .between(1, 1 << 24)
                 .in("prompts")
                 .elsewhere_called({"batch_size", "eval_batch_size"}),
+            schedule_every_key(),
             no_baselines(),
         },
     .checks = {check_queries},

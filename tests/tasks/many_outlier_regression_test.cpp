@@ -93,6 +93,12 @@ TEST_CASE("many_outlier_regression: impossible probabilities are refused") {
                             "task.outlier_probability=1.5", "task.outlier_probability=nan"}) {
     check_refused("many_outlier_regression", {wrong}, {"task.outlier_probability", "[0, 1)"});
   }
+  // below 1, and 1 in the arithmetic of the sampler: nothing would be scored
+  for (const char* task : {"many_outlier_regression", "orthogonal_outlier_regression"}) {
+    check_refused(task, {"task.outlier_probability=0.9999999999"},
+                  {"task.outlier_probability: got 0.9999999999", "expected at most 0.99999994"});
+    CHECK(make_prompt_task(task, {"task.outlier_probability=0.99999994"}) != nullptr);
+  }
 }
 
 TEST_CASE("many_outlier_regression: CUDA matches CPU") {

@@ -148,7 +148,27 @@ TEST_CASE("statistics: one position and one prompt") {
   CHECK(std::isnan(s.standard_deviation[0]));
   const ScoreSummary summary = summarize(s);
   CHECK(summary.last == 2);
-  CHECK(std::isnan(summary.mean_from_second));
+  CHECK(summary.mean_from_second == 2);  // there is no second one
+}
+
+TEST_CASE("statistics: the headline of other values counts positions as the scores do") {
+  const std::vector<std::int64_t> count = {1, 0, 3};
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::vector<double> values = {1, nan, 5};
+  CHECK(headline_of(Headline::MeanFromSecond, values, count) == 5);
+  CHECK(headline_of(Headline::MeanAll, values, count) == 3);
+  CHECK(headline_of(Headline::Pooled, values, count) == 4);
+  CHECK(std::isnan(headline_of(Headline::MeanAll, std::vector<double>{1, 1, nan}, count)));
+  CHECK(headline_of(Headline::MeanAll, std::vector<double>{1, 1, nan}, count, true) == 1);
+  CHECK(std::isnan(headline_of(Headline::MeanAll, values, std::vector<std::int64_t>{0, 0, 0})));
+  CHECK_THROWS_AS((void)headline_of(Headline::MeanAll, values, std::vector<std::int64_t>{1}), ArgumentError);
+  ScoreSummary summary;
+  summary.mean_from_second = 1;
+  summary.mean_all = 2;
+  summary.pooled = 3;
+  CHECK(summary.value(Headline::MeanFromSecond) == 1);
+  CHECK(summary.value(Headline::MeanAll) == 2);
+  CHECK(summary.value(Headline::Pooled) == 3);
 }
 
 TEST_CASE("statistics: wrong sizes are refused") {

@@ -246,6 +246,19 @@ TEST_CASE("epoch_order: every epoch reads every example once, each in another or
   CHECK(study.has_short_step());
 }
 
+TEST_CASE("epoch_order: examples that steps have read, without the missing places") {
+  for (const auto& [examples, batch] : {std::pair<std::int64_t, std::int64_t>{10, 4}, {12, 4}, {3, 8}}) {
+    const EpochOrder order{examples, batch};
+    std::int64_t read = 0;
+    for (std::int64_t step = 0; step < 20; ++step) {
+      CHECK(order.examples_until(step) == read);
+      for (std::int64_t place = 0; place < batch; ++place) {
+        read += order.at(1, static_cast<std::uint64_t>(step), place).missing ? 0 : 1;
+      }
+    }
+  }
+}
+
 TEST_CASE("epoch_order: where an example stands is uniform and neighbours are not kept together") {
   constexpr std::int64_t kExamples = 37;
   constexpr int kEpochs = 7400;
@@ -415,6 +428,17 @@ TEST_CASE("vector_mqar: what the trainer asks for, and what is refused") {
   refused("layout = \"zoology\"\nslots = 8\n", "task.queries: got 16, expected at most task.slots = 8");
   refused("slots = 20\n", "task.slots: has no effect with task.layout = \"queries\"");
   refused("layout = \"single\"\n", "task.layout");
+  refused("layout = \"single\"\nslots = 20\n", ": 1 mistake;");
+  refused("slots = 32\n", "leave it out, or use \"zoology\"");
+  CHECK_FALSE(config.settings.has("task.slots"));
+  const RunConfig slots = parse_config(text("layout = \"zoology\"\n"), "vectors.toml");
+  CHECK(slots.settings.integer("task.slots") == 32);
+  // an override may take away what the file's key needs
+  CHECK_FALSE(parse_config(text("layout = \"zoology\"\nslots = 20\n"), "vectors.toml", {"task.layout=queries"})
+                  .settings.has("task.slots"));
+  CHECK_THROWS_AS(static_cast<void>(parse_config(text("layout = \"zoology\"\n"), "vectors.toml",
+                                                 {"task.layout=queries", "task.slots=20"})),
+                  ConfigError);
   refused("dim = 0\n", "task.dim");
   refused("samples = -1\n", "task.samples");
   CHECK_THROWS_WITH_AS(static_cast<void>(sample(*mqar("", 8), {RandomDomain::Train, 8, 1, false}, 0)),
