@@ -4,8 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <fstream>
+#include <exception>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -14,6 +13,7 @@
 #include <utility>
 
 #include "bench/support/name_filter.h"
+#include "bench/support/results.h"
 #include "bench/support/timer.h"
 #include "engine/error.h"
 #include "engine/step_graph.h"
@@ -108,8 +108,9 @@ const Ceilings& ceilings_of(CeilingsByPrecision& known, Session& session) {
   return known.emplace(precision, measure_ceilings(session.ctx(), session.runtime())).first->second;
 }
 
-nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config, Device device,
-                                const StepRunOptions& options, CeilingsByPrecision& known_ceilings) {
+/// Fills in `row` as it goes, so that what was measured before an error is there.
+void run_step(const std::string& name, const RunConfig& config, Device device, const StepRunOptions& options,
+              CeilingsByPrecision& known_ceilings, Table& table, nlohmann::ordered_json& row) {
   Experiment experiment(config);
   Session session(experiment, device, {options.threads}, true);
   session.initialize();
@@ -147,8 +148,6 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
 
   const FlopsReport flops = count_flops(*experiment.model, *experiment.task, config.train.batch, 1);
   const MemoryReport memory = plan_memory_on_paper(config);
-  nlohmann::ordered_json row;
-  row["name"] = name;
   row["captured_ms"] = captured.median * 1e3;
   row["lowest_ms"] = captured.lowest * 1e3;
   row["highest_ms"] = captured.highest * 1e3;
@@ -161,7 +160,7 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
   const double of_gemm = flops.train_step / captured.median / ceilings_of(known_ceilings, session).flops_per_second;
   row["tflops"] = flops.train_step / captured.median / 1e12;
   row["of_gemm"] = of_gemm;
-  show_output(fmt::format("{:<36} {:>9.4f} {:>9.4f} {:>9.4f} {:>9.4f} {:>8.1f} {:>8} {:>9.1f} {:>9.2f} {:>6.1f} %\n",
+  table.print(fmt::format("{:<36} {:>9.4f} {:>9.4f} {:>9.4f} {:>9.4f} {:>8.1f} {:>8} {:>9.1f} {:>9.2f} {:>6.1f} %\n",
                           name, captured.median * 1e3, captured.lowest * 1e3, captured.highest * 1e3,
                           eager.median * 1e3, device.backend == Backend::Cuda ? host * 1e6 : 0.0, graph.launches(),
                           static_cast<double>(memory.total()) / 1048576, flops.train_step / captured.median / 1e12,
@@ -179,12 +178,19 @@ nlohmann::ordered_json run_step(const std::string& name, const RunConfig& config
     }
     std::sort(times.rbegin(), times.rend());
     for (const auto& [ms, kernel] : times) {
-      show_output(fmt::format("    {:<30} {:>4} calls {:>9.4f} ms {:>6.1f} %\n", kernel, calls[kernel], ms,
+      table.print(fmt::format("    {:<30} {:>4} calls {:>9.4f} ms {:>6.1f} %\n", kernel, calls[kernel], ms,
                               100 * ms / (captured.median * 1e3)));
       row["kernels"][kernel] = {{"calls", calls[kernel]}, {"ms", ms}};
     }
   }
-  return row;
+}
+
+std::string text_of(nlohmann::ordered_json out, const CeilingsByPrecision& ceilings) {
+  for (const auto& [precision, measured] : ceilings) {
+    out["ceilings"][name_of(precision)] = {{"tflops", measured.flops_per_second / 1e12},
+                                           {"gb_per_s", measured.bytes_per_second / 1e9}};
+  }
+  return out.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace
@@ -199,42 +205,54 @@ int run_step_benchmarks(const StepRunOptions& options) {
         "bench step: no benchmark matches --filter \"{}\"; graft bench step --list names them", options.filter));
   }
   if (options.list) {
-    for (const StepBenchmark& item : list) fmt::print("{}\n", item.name);
+    std::string names;
+    for (const StepBenchmark& item : list) names += item.name + "\n";
+    write_output(names);
     return static_cast<int>(ExitCode::kDone);
   }
+  std::vector<RunConfig> configs;  // all of them, before any is timed: a mistake must not cost rows
+  for (const StepBenchmark& item : list) {
+    std::vector<std::string> overrides = item.keys;
+    overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
+    configs.push_back(options.config.empty() ? parse_config("", "bench.toml", overrides)
+                                             : load_config(options.config, overrides));
+  }
   const SignalGuard signals;
+  ResultFile file("bench step", options.json);
+  Table table;
+  Failures failures;
   const Device device = parse_device(options.device, Precision::Fp32);
   const std::string device_name = open_runtime(device, {options.threads})->device_name();
-  show_output(fmt::format(
+  table.print(fmt::format(
       "{}: one training step, sampling included\n{:<36} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>9} {:>8}\n",
       device_name, "step", "ms", "lowest", "highest", "eager ms", "host us", "launches", "MiB", "TFLOP/s", "of gemm"));
   nlohmann::ordered_json out;
   out["device"] = device_name;
   out["rows"] = nlohmann::ordered_json::array();
   CeilingsByPrecision ceilings;
-  for (const StepBenchmark& item : list) {
-    if (std::ferror(stdout) != 0 && options.json.empty()) break;  // a table that nobody reads any more
-    std::vector<std::string> overrides = item.keys;
-    overrides.insert(overrides.end(), options.overrides.begin(), options.overrides.end());
-    const RunConfig config =
-        options.config.empty() ? parse_config("", "bench.toml", overrides) : load_config(options.config, overrides);
+  std::size_t done = 0;
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    if (!table.arrives() && !file.wanted()) break;  // a table that nobody reads any more
+    nlohmann::ordered_json row;
+    row["name"] = list[i].name;
     try {
       SignalGuard::check("before a benchmark");
-      out["rows"].push_back(run_step(item.name, config, device, options, ceilings));
+      run_step(list[i].name, configs[i], device, options, ceilings, table, row);
+      ++done;
     } catch (const InterruptedError&) {
-      break;  // what is done is still written
+      break;  // what is done is written
+    } catch (const std::exception& error) {
+      row["error"] = failures.add(list[i].name, error);
+      table.print(fmt::format("{:<36} failed: {}\n", list[i].name, row["error"].get<std::string>()));
     }
+    out["rows"].push_back(std::move(row));
+    file.write(text_of(out, ceilings));
   }
-  for (const auto& [precision, measured] : ceilings) {
-    out["ceilings"][name_of(precision)] = {{"tflops", measured.flops_per_second / 1e12},
-                                           {"gb_per_s", measured.bytes_per_second / 1e9}};
-  }
-  if (!options.json.empty()) {
-    std::ofstream file(options.json);
-    file << out.dump(1) << '\n';
-    if (!file.flush()) throw EnvironmentError(fmt::format("bench step: {} cannot be written", options.json));
-  }
-  SignalGuard::check(interruption_text(out["rows"].size(), list.size()));
+  file.write(text_of(out, ceilings));  // also where there is no row
+  file.close();
+  SignalGuard::check(interruption_text(done, list.size()));
+  table.close(file);
+  failures.check("bench step", list.size());
   return static_cast<int>(ExitCode::kDone);
 }
 

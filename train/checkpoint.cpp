@@ -2,7 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/statvfs.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -34,16 +34,6 @@ constexpr std::string_view kAbandoned = "abandoned_";
 
 std::optional<std::int64_t> step_of_path(const fs::path& path) { return step_of_name(path.filename().string()); }
 
-/// Of the directory, or of the nearest one above that exists.
-std::uint64_t available_on_disk(const fs::path& directory) {
-  fs::path existing = fs::absolute(directory);
-  std::error_code error;
-  while (!fs::exists(existing, error) && existing.has_relative_path()) existing = existing.parent_path();
-  struct statvfs status {};
-  if (::statvfs(existing.c_str(), &status) != 0) throw_system_error("cannot ask for free space of", existing, errno);
-  return static_cast<std::uint64_t>(status.f_bavail) * status.f_frsize;
-}
-
 /// Which of two scores is better; the later checkpoint if they are equal.
 bool at_least_as_good(const CheckpointScore& score, const CheckpointScore& than) {
   return score.higher_is_better ? score.value >= than.value : score.value <= than.value;
@@ -67,6 +57,33 @@ std::uint64_t CheckpointDirectory::bytes_needed(const CheckpointView& content) {
 
 std::uint64_t CheckpointDirectory::bytes_available() const { return options_.available_bytes(directory_); }
 
+void CheckpointDirectory::check_writable() const {
+  require_reachable();
+  std::error_code error;
+  if (!fs::exists(directory_, error)) return;
+  // Permissions do not tell of read-only disks and servers that say no: only creating something does. A second attempt,
+  // since a file system that failed once may work, as save() expects it to.
+  const fs::path probe = directory_ / fmt::format("{}probe-{}", kTemporary, ::getpid());
+  const bool created = ::mkdir(probe.c_str(), 0777) == 0 || errno == EEXIST || ::mkdir(probe.c_str(), 0777) == 0;
+  const int reason = errno;
+  ::rmdir(probe.c_str());  // what stays is a leftover for the next save
+  if (!created) throw_system_error("checkpoint: nothing can be saved in", directory_, reason);
+}
+
+void CheckpointDirectory::require_reachable() const {
+  std::error_code error;
+  const fs::file_type kind = fs::status(directory_, error).type();
+  if (kind == fs::file_type::directory) return;
+  if (kind == fs::file_type::not_found) {
+    const fs::path target = fs::read_symlink(directory_, error);
+    if (error) return;  // no link: not there yet
+    throw EnvironmentError(
+        fmt::format("checkpoint: {} leads to {}, which is not there", directory_.string(), target.string()));
+  }
+  if (kind == fs::file_type::none) throw_system_error("checkpoint: cannot look at", directory_, error.value());
+  throw EnvironmentError(fmt::format("checkpoint: {} is not a directory", directory_.string()));
+}
+
 SavedCheckpoint CheckpointDirectory::save(const CheckpointView& content) {
   require(content.step >= 0, "checkpoint: step {}, expected none below 0", content.step);
   SavedCheckpoint saved{directory_ / name_of_step(content.step), find_nonfinite(content)};
@@ -74,14 +91,14 @@ SavedCheckpoint CheckpointDirectory::save(const CheckpointView& content) {
   std::string room;
   bool complete = false;
   try {
-    if (fs::create_directories(directory_))
-      sync_directory(directory_.has_parent_path() ? directory_.parent_path() : ".");
+    require_reachable();
+    if (fs::create_directory(directory_)) sync_directory(directory_.has_parent_path() ? directory_.parent_path() : ".");
     // What looks left over may be what a rename that is not on the disk yet has replaced.
     sync_directory(directory_);
     remove_leftovers();
     const std::uint64_t needed = bytes_needed(content);
     const std::uint64_t available = bytes_available();
-    room = fmt::format("{} bytes are needed in {} and {} are available", needed, directory_.string(), available);
+    room = room_text(needed, directory_, available);
     if (needed > available) throw EnvironmentError("the disk is full");
     if (!saved.nonfinite.empty() && is_valid(saved.path)) return saved;
     known_valid_.erase(saved.path);
@@ -154,6 +171,7 @@ fs::path CheckpointDirectory::latest_target() const {
 std::vector<fs::path> CheckpointDirectory::by_step() const {
   std::map<std::int64_t, fs::path> found, displaced;
   std::error_code error;
+  require_reachable();  // a link to a disk that is not mounted is not a run without checkpoints
   for (const auto& entry : fs::directory_iterator(directory_, error)) {
     const std::string name = entry.path().filename().string();
     if (const auto step = step_of_name(name)) found[*step] = entry.path();
@@ -199,7 +217,7 @@ std::vector<CheckpointInfo> CheckpointDirectory::list() const {
   fs::path latest;
   try {
     latest = latest_target();
-  } catch (const DataError&) {  // then none of them is
+  } catch (const Error&) {  // then none of them is
   }
   std::vector<CheckpointInfo> infos;
   CheckpointInfo* best = nullptr;
@@ -225,6 +243,21 @@ std::vector<CheckpointInfo> CheckpointDirectory::list() const {
   }
   if (best != nullptr) best->best = true;
   return infos;
+}
+
+bool CheckpointDirectory::holds(const fs::path& checkpoint) const {
+  try {
+    const json other = read_manifest(without_trailing_slash(checkpoint));
+    const fs::path own = directory_ / name_of_step(other["step"].get<std::int64_t>());
+    std::error_code error;
+    if (fs::equivalent(own, checkpoint, error)) return true;
+    const json manifest = read_manifest(own);
+    if (!same_tensors(manifest, other)) return false;
+    check_contents(manifest, own);
+  } catch (const Error&) {
+    return false;
+  }
+  return true;
 }
 
 bool CheckpointDirectory::is_valid(const fs::path& path) {

@@ -58,7 +58,8 @@ struct CheckpointData {
   nlohmann::json state;                     // what the trainer keeps besides: seed, step state, config hash, ...
   std::int64_t step = 0;
   std::optional<CheckpointScore> score = {};
-  std::string nonfinite = {};  // the first number that is not finite, for people; empty: there is none
+  std::string nonfinite = {};       // the first number that is not finite, for people; empty: there is none
+  std::filesystem::path path = {};  // what load() read; empty for one that was not read
 
   /// The same without a copy. Throws ArgumentError naming a tensor whose bytes do not fit its shape.
   [[nodiscard]] CheckpointView view() const;
@@ -125,9 +126,10 @@ class CheckpointDirectory {
  public:
   explicit CheckpointDirectory(const std::filesystem::path& directory, CheckpointOptions options = {});
 
-  /// Saves; one of the same step is replaced, unless that is finite and the new one is not. Throws EnvironmentError if
-  /// the disk has not enough room (said before anything is written, with the bytes needed and available) or a write
-  /// fails; what was there before stays valid.
+  /// Saves, in a directory that it creates if need be, but not one above it: a run's directory that is gone was moved
+  /// or removed. One of the same step is replaced, unless that is finite and the new one is not. Throws
+  /// EnvironmentError if the disk has not enough room (said before anything is written, with the bytes needed and
+  /// available) or a write fails; what was there before stays valid.
   SavedCheckpoint save(const CheckpointView& content);
   SavedCheckpoint save(const CheckpointData& data) { return save(data.view()); }
 
@@ -135,6 +137,9 @@ class CheckpointDirectory {
   /// exist.
   [[nodiscard]] static std::uint64_t bytes_needed(const CheckpointView& content);
   [[nodiscard]] std::uint64_t bytes_available() const;
+  /// Throws EnvironmentError if nothing can be created in the directory. One that is not there yet is in order: save()
+  /// makes it.
+  void check_writable() const;
 
   /// The newest valid checkpoint whose numbers are finite, by step (the file `latest` is for people and other
   /// programs); nothing if there is none at all. Every byte is checked. Throws DataError with the reasons if there are
@@ -150,6 +155,9 @@ class CheckpointDirectory {
   /// Checks every byte of one checkpoint. Throws like load(). Returns its first number that is not finite, for people;
   /// empty: all are.
   static std::string verify(const std::filesystem::path& path);
+
+  /// Whether this directory's checkpoint of that step is `checkpoint` or, intact, has the same weights and moments.
+  [[nodiscard]] bool holds(const std::filesystem::path& checkpoint) const;
 
   /// All checkpoints, by step, without those that were set aside.
   [[nodiscard]] std::vector<CheckpointInfo> list() const;
@@ -173,6 +181,8 @@ class CheckpointDirectory {
   [[nodiscard]] std::filesystem::path latest_target() const;
   [[nodiscard]] std::vector<std::filesystem::path> by_step() const;
   [[nodiscard]] bool is_valid(const std::filesystem::path& path);
+  /// Throws EnvironmentError unless the directory is one, or not there yet.
+  void require_reachable() const;
   void publish(const std::filesystem::path& from, const std::filesystem::path& to) const;
   void remove_tree(const std::filesystem::path& path) const;
   void remove_leftovers() const;

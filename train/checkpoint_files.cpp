@@ -156,7 +156,7 @@ fs::path without_trailing_slash(const fs::path& path) { return path.has_filename
 json read_manifest(const fs::path& checkpoint) {
   const fs::path path = checkpoint / kManifest;
   const std::string text = read_text_file(path, kMaxManifest);
-  const json manifest = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const json manifest = parse_json(text);
   const auto fail = [&](const char* what) { throw DataError(fmt::format("checkpoint: {}: {}", path.string(), what)); };
   if (!manifest.is_object() || !manifest.contains("checksum")) fail("not a manifest");
   if (manifest["checksum"] != checksum_of(manifest)) fail("its checksum is wrong: the file is damaged");
@@ -195,6 +195,11 @@ void check_contents(const json& manifest, const fs::path& checkpoint) {
                                   (checkpoint / name).string(), actual, expected));
     }
   }
+}
+
+bool same_tensors(const json& a, const json& b) {
+  const auto same = [&](const char* name) { return a["files"][name] == b["files"][name]; };
+  return same(kModel) && same(kOptimizer);
 }
 
 std::optional<CheckpointScore> score_in(const json& manifest) {
@@ -264,10 +269,11 @@ CheckpointData CheckpointDirectory::load(const fs::path& path, CheckpointParts p
   data.step = manifest["step"].get<std::int64_t>();
   data.score = score_in(manifest);
   data.nonfinite = nonfinite_in(manifest);
-  data.state = json::parse(read_text_file(checkpoint / kState, kMaxState), nullptr, /*allow_exceptions=*/false);
+  data.state = parse_json(read_text_file(checkpoint / kState, kMaxState));
   if (data.state.is_discarded()) {
     throw DataError(fmt::format("checkpoint: {}: not JSON", (checkpoint / kState).string()));
   }
+  data.path = checkpoint;
   data.model = read_tensors(checkpoint / kModel);
   if (parts == CheckpointParts::All) data.optimizer = read_tensors(checkpoint / kOptimizer);
   return data;

@@ -18,6 +18,9 @@ void check_sizes(const nlohmann::json& manifest, const std::filesystem::path& ch
 /// The same for sizes and checksums: every byte is read.
 void check_contents(const nlohmann::json& manifest, const std::filesystem::path& checkpoint);
 
+/// Whether two manifests describe the same weights and moments.
+[[nodiscard]] bool same_tensors(const nlohmann::json& a, const nlohmann::json& b);
+
 /// What read_manifest() found, or nothing.
 [[nodiscard]] std::optional<CheckpointScore> score_in(const nlohmann::json& manifest);
 [[nodiscard]] std::string nonfinite_in(const nlohmann::json& manifest);

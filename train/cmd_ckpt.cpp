@@ -43,16 +43,11 @@ struct CkptArguments {
   bool abandoned = false, dry_run = false, as_json = false, must_match = false;
 };
 
-fs::path tidy(const std::string& text) {
-  const fs::path path = fs::path(text).lexically_normal();
-  return path.has_filename() ? path : path.parent_path();
-}
-
 bool is_checkpoint(const fs::path& path) { return fs::exists(path / "manifest.json"); }
 
 /// The directory of checkpoints that a run's directory, or the directory itself, means.
 fs::path directory_of(const std::string& text) {
-  const fs::path path = tidy(text);
+  const fs::path path = tidy_path(text);
   if (fs::is_directory(path / "ckpt")) return path / "ckpt";
   if (is_checkpoint(path)) {
     throw DataError(fmt::format("ckpt: {} is one checkpoint, expected a run's directory or its ckpt folder", text));
@@ -63,7 +58,7 @@ fs::path directory_of(const std::string& text) {
 
 /// A run's newest checkpoint, or the checkpoint itself.
 fs::path checkpoint_of(const std::string& text) {
-  const fs::path path = tidy(text);
+  const fs::path path = tidy_path(text);
   if (is_checkpoint(path) || !fs::is_directory(path)) return path;
   fs::path newest;
   for (const CheckpointInfo& info : CheckpointDirectory(directory_of(text)).list()) {
@@ -71,6 +66,11 @@ fs::path checkpoint_of(const std::string& text) {
   }
   if (newest.empty()) throw DataError(fmt::format("ckpt: {} holds no checkpoint that can be used", text));
   return newest;
+}
+
+/// Paths may hold bytes that JSON cannot.
+std::string line_of(const ordered_json& object) {
+  return with_finite_numbers(object).dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
 std::string size_text(std::uint64_t bytes) { return bytes_text(static_cast<double>(bytes)); }
@@ -97,38 +97,56 @@ std::string notes_on(const CheckpointInfo& info) {
 int list(const CkptArguments& arguments) {
   const CheckpointDirectory directory(directory_of(arguments.target));
   const std::vector<CheckpointInfo> infos = directory.list();
+  std::string text;
   if (arguments.as_json) {
     for (const CheckpointInfo& info : infos) {
       ordered_json line = {{"step", info.step},       {"path", info.path.string()}, {"bytes", info.bytes},
                            {"latest", info.latest},   {"best", info.best},          {"finite", info.nonfinite.empty()},
                            {"usable", info.usable()}, {"problem", info.problem}};
       line["score"] = info.score ? ordered_json(info.score->value) : ordered_json();
-      fmt::print("{}\n", with_finite_numbers(line).dump());
+      text += line_of(line);
     }
+    write_output(text);
     return static_cast<int>(ExitCode::kDone);
   }
-  if (infos.empty()) fmt::print("no checkpoints in {}\n", directory.path().string());
-  if (!infos.empty()) fmt::print("{:>12}  {:>10}  {:<19}  {:>24}  {}\n", "step", "size", "saved", "score", "notes");
+  if (infos.empty()) text += fmt::format("no checkpoints in {}\n", directory.path().string());
+  if (!infos.empty()) {
+    text += fmt::format("{:>12}  {:>10}  {:<19}  {:>24}  {}\n", "step", "size", "saved", "score", "notes");
+  }
   for (const CheckpointInfo& info : infos) {
     const std::string score = info.score ? fmt::format("{} {:.5g}", info.score->name, info.score->value) : "-";
-    fmt::print("{:>12}  {:>10}  {:<19}  {:>24}  {}\n", info.step, size_text(info.bytes), saved_at(info.path), score,
-               notes_on(info));
+    text += fmt::format("{:>12}  {:>10}  {:<19}  {:>24}  {}\n", info.step, size_text(info.bytes), saved_at(info.path),
+                        score, notes_on(info));
   }
   for (const AbandonedCheckpoints& aside : directory.abandoned()) {
-    fmt::print("{}: {} checkpoints of a branch that was left\n", aside.directory.filename().string(),
-               aside.checkpoints.size());
+    text += fmt::format("{}: {} checkpoints of a branch that was left\n", aside.directory.filename().string(),
+                        aside.checkpoints.size());
   }
+  write_output(text);
   return static_cast<int>(ExitCode::kDone);
+}
+
+/// Whether there is anything of a checkpoint that could be damaged.
+bool may_be_checkpoint(const fs::path& path) {
+  if (!fs::is_directory(path)) return false;
+  return path.filename().string().starts_with("step_") || fs::exists(path / "manifest.json") ||
+         fs::exists(path / "model.safetensors") || fs::exists(path / "optimizer.safetensors") ||
+         fs::exists(path / "state.json");
 }
 
 int verify(const CkptArguments& arguments) {
   std::vector<fs::path> checkpoints;
+  std::vector<std::string> missing;
   for (const std::string& target : arguments.targets) {
-    const fs::path path = tidy(target);
+    const fs::path path = tidy_path(target);
     const bool holds_many = fs::is_directory(path / "ckpt") || path.filename() == "ckpt" ||
                             (fs::is_directory(path) && !CheckpointDirectory(path).list().empty());
     if (!holds_many) {
-      checkpoints.push_back(path);
+      if (may_be_checkpoint(path)) {
+        checkpoints.push_back(path);
+      } else {
+        missing.push_back(target);
+      }
       continue;
     }
     const std::vector<CheckpointInfo> infos = CheckpointDirectory(directory_of(target)).list();
@@ -137,18 +155,23 @@ int verify(const CkptArguments& arguments) {
   }
   std::vector<std::string> damaged, nonfinite;
   for (const fs::path& checkpoint : checkpoints) {
+    std::string result;
     try {
       const std::string number = CheckpointDirectory::verify(checkpoint);
       if (number.empty()) {
-        fmt::print("{}: good\n", checkpoint.string());
+        result = fmt::format("{}: good\n", checkpoint.string());
       } else {
-        fmt::print("{}: INTACT BUT NOT FINITE, never continued from: {}\n", checkpoint.string(), number);
+        result = fmt::format("{}: INTACT BUT NOT FINITE, never continued from: {}\n", checkpoint.string(), number);
         nonfinite.push_back(checkpoint.string());
       }
     } catch (const Error& error) {
-      fmt::print("{}: DAMAGED: {}\n", checkpoint.string(), error.what());
+      result = fmt::format("{}: DAMAGED: {}\n", checkpoint.string(), error.what());
       damaged.push_back(checkpoint.string());
     }
+    write_output(result);
+  }
+  if (damaged.empty() && !missing.empty()) {
+    throw DataError(fmt::format("ckpt: {}: no such checkpoint, run or ckpt folder", fmt::join(missing, ", ")));
   }
   if (damaged.empty() && nonfinite.empty()) return static_cast<int>(ExitCode::kDone);
   if (damaged.empty()) {
@@ -158,9 +181,9 @@ int verify(const CkptArguments& arguments) {
                     nonfinite.size(), checkpoints.size(), fmt::join(nonfinite, ", ")));
   }
   throw DataError(
-      fmt::format("ckpt: {} of {} checkpoints cannot be used: {}; `graft train` continues from the newest "
-                  "good one",
-                  damaged.size(), checkpoints.size(), fmt::join(damaged, ", ")));
+      fmt::format("ckpt: {} of {} checkpoints cannot be used: {}; `graft train` continues from the newest good one{}",
+                  damaged.size(), checkpoints.size(), fmt::join(damaged, ", "),
+                  missing.empty() ? "" : fmt::format("; no such checkpoint: {}", fmt::join(missing, ", "))));
 }
 
 /// The lock of a run's directory, so that nothing is removed beneath a process that trains there. See RunDirectory.
@@ -183,9 +206,29 @@ class RunLock {
   int fd_ = -1;
 };
 
+/// The run whose checkpoints these are, however the folder is reached; the directory above it if that is no run's.
+fs::path run_of(const fs::path& checkpoints) {
+  for (const fs::path& whole : {fs::absolute(checkpoints), fs::canonical(checkpoints)}) {
+    if (fs::exists(whole.parent_path() / ".lock")) return whole.parent_path();
+  }
+  return fs::absolute(checkpoints).parent_path();
+}
+
+/// Without a run's lock nothing tells whether somebody is writing there but what is half written.
+void check_nobody_writes(const fs::path& checkpoints, const fs::path& run) {
+  if (fs::exists(run / ".lock")) return;
+  for (const auto& entry : fs::directory_iterator(checkpoints)) {
+    if (!entry.path().filename().string().starts_with(".tmp-")) continue;
+    throw EnvironmentError(fmt::format(
+        "ckpt: {} may be a save under way, and no run's directory is around it: give the run's directory, or "
+        "remove what a killed process left there",
+        entry.path().string()));
+  }
+}
+
 int collect(const CkptArguments& arguments) {
   const fs::path path = directory_of(arguments.target);
-  const fs::path run = fs::absolute(path).parent_path();
+  const fs::path run = run_of(path);
   RetentionPolicy policy;
   if (fs::exists(run / "resolved.toml")) {
     const RunConfig config = load_config((run / "resolved.toml").string(), {});
@@ -201,6 +244,7 @@ int collect(const CkptArguments& arguments) {
     gone = directory.surplus(policy);
   } else {
     const RunLock lock(run);
+    check_nobody_writes(path, run);
     gone = directory.prune(policy);
     if (arguments.abandoned) {
       for (const AbandonedCheckpoints& aside : directory.abandoned()) {
@@ -209,16 +253,20 @@ int collect(const CkptArguments& arguments) {
       }
     }
   }
+  std::string text;
   for (const AbandonedCheckpoints& aside : directory.abandoned()) {
     if (arguments.abandoned) {
       gone.push_back(aside.directory);
     } else {
-      fmt::print("kept {} ({} checkpoints of a branch that was left; --abandoned removes it)\n",
-                 aside.directory.string(), aside.checkpoints.size());
+      text += fmt::format("kept {} ({} checkpoints of a branch that was left; --abandoned removes it)\n",
+                          aside.directory.string(), aside.checkpoints.size());
     }
   }
-  for (const fs::path& each : gone) fmt::print("{} {}\n", verb, each.string());
-  if (gone.empty()) fmt::print("nothing to remove: keep {}, keep_every {}\n", policy.keep_last, policy.permanent_every);
+  for (const fs::path& each : gone) text += fmt::format("{} {}\n", verb, each.string());
+  if (gone.empty()) {
+    text += fmt::format("nothing to remove: keep {}, keep_every {}\n", policy.keep_last, policy.permanent_every);
+  }
+  write_output(text);
   return static_cast<int>(ExitCode::kDone);
 }
 
@@ -308,12 +356,14 @@ int compare(const CkptArguments& arguments) {
   report["steps"] = {a.step, b.step};
   report["state"] = keys;
   if (arguments.as_json) {
-    fmt::print("{}\n", with_finite_numbers(report).dump());
+    write_output(line_of(report));
   } else {
-    for (const std::string& line : lines) fmt::print("{}\n", line);
-    if (a.step != b.step) fmt::print("steps {} and {}\n", a.step, b.step);
-    if (!keys.empty()) fmt::print("state.json differs at {}\n", fmt::join(keys, " "));
-    fmt::print("{} of {} tensors differ{}\n", differing, tensors, differing == 0 ? ": the same bits" : "");
+    std::string text;
+    for (const std::string& line : lines) text += line + "\n";
+    if (a.step != b.step) text += fmt::format("steps {} and {}\n", a.step, b.step);
+    if (!keys.empty()) text += fmt::format("state.json differs at {}\n", fmt::join(keys, " "));
+    text += fmt::format("{} of {} tensors differ{}\n", differing, tensors, differing == 0 ? ": the same bits" : "");
+    write_output(text);
   }
   if (arguments.must_match && !same) {
     throw DataError(fmt::format("ckpt: {} and {} are not the same", path_a.string(), path_b.string()));
@@ -342,14 +392,17 @@ void add(CLI::App& app, std::function<int()>& action) {
 
   CLI::App* ls = add_action(*ckpt, "ls", "one line a checkpoint: step, size, time, score, what is wrong with it",
                             "graft ckpt ls runs/quickstart-0123abcd", arguments, list, action);
-  ls->add_option("run", arguments->target, "a run's directory, or its ckpt folder")->type_name("DIR")->required();
+  require_not_empty(ls->add_option("run", arguments->target, "a run's directory, or its ckpt folder"))
+      ->type_name("DIR")
+      ->required();
   ls->add_flag("--json", arguments->as_json, "one JSON object a checkpoint (default: off)");
 
   CLI::App* check =
       add_action(*ckpt, "verify",
                  "read every byte and compare sizes and checksums; exit 4 if one is wrong, 5 if numbers are not finite",
                  "graft ckpt verify runs/*", arguments, verify, action);
-  check->add_option("paths", arguments->targets, "runs' directories, ckpt folders or single checkpoints")
+  require_not_empty(
+      check->add_option("paths", arguments->targets, "runs' directories, ckpt folders or single checkpoints"))
       ->type_name("PATH")
       ->required();
 
@@ -358,7 +411,9 @@ void add(CLI::App& app, std::function<int()>& action) {
                             "best one or `latest`",
                             "graft ckpt gc runs/quickstart-0123abcd --keep 1 --dry-run", arguments, collect, action);
   constexpr int kMost = 1'000'000;
-  gc->add_option("run", arguments->target, "a run's directory, or its ckpt folder")->type_name("DIR")->required();
+  require_not_empty(gc->add_option("run", arguments->target, "a run's directory, or its ckpt folder"))
+      ->type_name("DIR")
+      ->required();
   gc->add_option("--keep", arguments->keep, "newest ones that stay (default: the run's checkpoint.keep)")
       ->type_name("N")
       ->check(CLI::Range(1, kMost));
@@ -372,10 +427,10 @@ void add(CLI::App& app, std::function<int()>& action) {
   CLI::App* diff = add_action(*ckpt, "diff", "which tensors of two checkpoints differ, and by how much",
                               "graft ckpt diff runs/a-0123abcd/ckpt/step_100 runs/b-4567cdef/ckpt/step_100", arguments,
                               compare, action);
-  diff->add_option("first", arguments->target, "a checkpoint, or a run's directory: its newest")
+  require_not_empty(diff->add_option("first", arguments->target, "a checkpoint, or a run's directory: its newest"))
       ->type_name("PATH")
       ->required();
-  diff->add_option("second", arguments->other, "the same")->type_name("PATH")->required();
+  require_not_empty(diff->add_option("second", arguments->other, "the same"))->type_name("PATH")->required();
   diff->add_flag("--json", arguments->as_json, "one JSON object (default: off)");
   diff->add_flag("--same", arguments->must_match,
                  "exit 4 unless steps and all tensors are the same bits (default: off)");

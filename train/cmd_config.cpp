@@ -18,11 +18,11 @@ namespace {
 int check(const std::string& file, const std::vector<std::string>& overrides, bool resolved) {
   const RunConfig config = load_config(file, overrides);
   if (resolved) {
-    fmt::print("{}", resolved_toml(config));
+    write_output(resolved_toml(config));
     return static_cast<int>(ExitCode::kDone);
   }
-  fmt::print("ok: {}: {} with {}, {} steps of {} prompts, hash {}\n", file, config.task, config.model_name(),
-             config.train.steps, config.train.batch, config_hash8(config));
+  write_output(fmt::format("ok: {}: {} with {}, {} steps of {} prompts, hash {}\n", file, config.task,
+                           config.model_name(), config.train.steps, config.train.batch, config_hash8(config)));
   return static_cast<int>(ExitCode::kDone);
 }
 
@@ -43,7 +43,7 @@ std::string list_keys(const Schema& schema, const std::string& table) {
 int explain(const std::string& key) {
   const Schema schema;
   if (key.empty() || schema.is_table(key)) {
-    fmt::print("{}", list_keys(schema, key));
+    write_output(list_keys(schema, key));
     return static_cast<int>(ExitCode::kDone);
   }
   const std::string text = explain_key(schema, key);
@@ -53,7 +53,7 @@ int explain(const std::string& key) {
         "config explain: unknown key {}{}", quoted_text(key),
         nearest.empty() ? "; `graft config explain` lists all keys" : fmt::format("; did you mean `{}`?", nearest)));
   }
-  fmt::print("{}", text);
+  write_output(text);
   return static_cast<int>(ExitCode::kDone);
 }
 
@@ -92,7 +92,7 @@ void add_config_command(CLI::App& app, std::function<int()>& action) {
   schema_command->footer("Example:  graft config schema > graft.schema.json");
   schema_command->callback([&action] {
     action = [] {
-      fmt::print("{}\n", json_schema(Schema()));
+      write_output(json_schema(Schema()) + "\n");
       return static_cast<int>(ExitCode::kDone);
     };
   });

@@ -72,21 +72,23 @@ int inspect(const InspectArguments& arguments) {
                      {"optimizer", memory.optimizer},
                      {"activations", memory.activations}};
     for (const auto& [name, count] : modules) out["modules"][name] = count;
-    fmt::print("{}\n", out.dump(2));
+    write_output(out.dump(2) + "\n");
     return static_cast<int>(ExitCode::kDone);
   }
-  fmt::print("{}\npattern {}\n\n{:<32} {:>14}\n", experiment.task->description(), experiment.model_options.pattern,
-             "module", "parameters");
-  for (const auto& [name, count] : modules) fmt::print("{:<32} {:>14}\n", name, count);
-  fmt::print("{:<32} {:>14}\n{:<32} {:>14}\n{:<32} {:>14}\n", "blocks and final norm", backbone, "without embeddings",
-             without_embeddings, "all", experiment.params.count());
+  std::string text = fmt::format("{}\npattern {}\n\n{:<32} {:>14}\n", experiment.task->description(),
+                                 experiment.model_options.pattern, "module", "parameters");
+  for (const auto& [name, count] : modules) text += fmt::format("{:<32} {:>14}\n", name, count);
+  text += fmt::format("{:<32} {:>14}\n{:<32} {:>14}\n{:<32} {:>14}\n", "blocks and final norm", backbone,
+                      "without embeddings", without_embeddings, "all", experiment.params.count());
   const FlopsReport dense = flops(false);
-  fmt::print("\nFLOPs      {:.4g} forward a sequence, {:.4g} a training step, {:.4g} in all ({} steps)\n",
-             dense.forward_per_sequence, dense.train_step, dense.train_total, config.train.steps);
-  fmt::print("memory     parameters {}, gradients {}, optimizer {}, activations {} ({})\n",
-             bytes_text(static_cast<double>(memory.parameters)), bytes_text(static_cast<double>(memory.gradients)),
-             bytes_text(static_cast<double>(memory.optimizer)), bytes_text(static_cast<double>(memory.activations)),
-             name_of(config.train.precision));
+  text += fmt::format("\nFLOPs      {:.4g} forward a sequence, {:.4g} a training step, {:.4g} in all ({} steps)\n",
+                      dense.forward_per_sequence, dense.train_step, dense.train_total, config.train.steps);
+  text +=
+      fmt::format("memory     parameters {}, gradients {}, optimizer {}, activations {} ({})\n",
+                  bytes_text(static_cast<double>(memory.parameters)), bytes_text(static_cast<double>(memory.gradients)),
+                  bytes_text(static_cast<double>(memory.optimizer)),
+                  bytes_text(static_cast<double>(memory.activations)), name_of(config.train.precision));
+  write_output(text);
   return static_cast<int>(ExitCode::kDone);
 }
 

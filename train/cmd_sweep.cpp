@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,7 +41,7 @@ int plan(const SweepArguments& arguments) {
     text += fmt::format("{:<{}}  {}  {:<12}  {}\n", point.name, width, point.hash,
                         name_of(status_of(point, directory).state), directory.string());
   }
-  static_cast<void>(std::fputs(text.c_str(), stdout));
+  write_output(text);
   return static_cast<int>(ExitCode::kDone);
 }
 
@@ -54,7 +53,7 @@ int status(const SweepArguments& arguments) {
   const bool rule =
       std::any_of(sweep.points.begin(), sweep.points.end(), [](const SweepPoint& point) { return point.stop.given(); });
   std::string text = fmt::format("{:<{}}  {:<12}  {:>17}  {:>8}  {:>9}  {:>9}{}\n", "run", width, "state", "step",
-                                 "ETA", "eval step", "mean i>=1", rule ? "  stop mean" : "");
+                                 "ETA", "eval step", "eval mean", rule ? "  stop mean" : "");
   std::size_t done = 0;
   for (const SweepPoint& point : sweep.points) {
     const RunStatus now = status_of(point, directory_of(sweep, point, arguments.runs_dir));
@@ -70,7 +69,7 @@ int status(const SweepArguments& arguments) {
     text += "\n";
   }
   text += fmt::format("{} of {} runs done\n", done, sweep.points.size());
-  static_cast<void>(std::fputs(text.c_str(), stdout));
+  write_output(text);
   return static_cast<int>(ExitCode::kDone);
 }
 

@@ -43,8 +43,12 @@ std::string plan_text(const Experiment& experiment, const MemoryReport& memory) 
       fmt::format("training   {} steps of {} prompts, {}, {} lr {}, clip {}\n", config.train.steps, config.train.batch,
                   name_of(config.train.precision), config.optimizer.name, config.optimizer.lr, config.optimizer.clip);
   if (const std::int64_t epoch = experiment.task->steps_per_epoch(); epoch > 0) {
-    text += fmt::format("epoch      {} steps; the run has {:.6g} epochs\n", epoch,
-                        static_cast<double>(config.train.steps) / static_cast<double>(epoch));
+    const std::int64_t every = config.schedule.every;
+    text += fmt::format("epoch      {} steps; the run has {:.6g} epochs{}\n", epoch,
+                        static_cast<double>(config.train.steps) / static_cast<double>(epoch),
+                        config.schedule.name == "constant" || every == epoch
+                            ? ""
+                            : fmt::format("; the learning rate changes every {} steps, not every epoch", every));
   }
   text += fmt::format("cost       {:.3g} FLOPs a step, {:.3g} in all\n", flops.train_step, flops.train_total);
   text +=
@@ -100,7 +104,10 @@ int train(const TrainArguments& arguments) {
   RunDirectory::check(options);
   const Device device = parse_device(arguments.device, config.train.precision);
   std::optional<CheckpointData> checkpoint;
-  if (options.resume.mode == Resume::Mode::Path) checkpoint = CheckpointDirectory::load(options.resume.path);
+  if (options.resume.mode == Resume::Mode::Path) {
+    checkpoint = CheckpointDirectory::load(options.resume.path);
+    require_continuable(*checkpoint, config);  // before there is a directory for it
+  }
 
   check_signals();
   const std::unique_ptr<Session> session =
@@ -144,13 +151,16 @@ int train(const TrainArguments& arguments) {
 void add(CLI::App& app, std::function<int()>& action) {
   const auto arguments = std::make_shared<TrainArguments>();
   CLI::App* command = app.add_subcommand("train", "train a model as a configuration says");
-  command->add_option("config", arguments->config, "configuration file (TOML)")->type_name("FILE")->required();
+  require_not_empty(command->add_option("config", arguments->config, "configuration file (TOML)"))
+      ->type_name("FILE")
+      ->required();
   add_override_option(*command, arguments->overrides, "optimizer.lr=3e-4");
   add_device_options(*command, arguments->device, arguments->threads);
   command
       ->add_option("--resume", arguments->resume, "auto: continue the run's newest checkpoint; never; or a checkpoint")
       ->capture_default_str();
-  command->add_option("--run-dir", arguments->run_dir, "the run's own directory (default: runs/<name>-<hash>)")
+  require_not_empty(
+      command->add_option("--run-dir", arguments->run_dir, "the run's own directory (default: runs/<name>-<hash>)"))
       ->type_name("DIR");
   command->add_flag("--dry-run", arguments->dry_run,
                     "print the resolved configuration and its cost; touch nothing (default: off)");

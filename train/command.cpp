@@ -59,6 +59,11 @@ void add_override_option(CLI::App& command, std::vector<std::string>& overrides,
       ->take_all();
 }
 
+CLI::Option* require_not_empty(CLI::Option* option) {
+  return option->check(
+      [](const std::string& text) { return text.empty() ? std::string("is empty, expected a path") : std::string(); });
+}
+
 void add_device_options(CLI::App& command, std::string& device, int& threads) {
   command.add_option("--device", device, "cpu, cuda, cuda:<index>, or auto: a GPU if there is one")
       ->type_name("NAME")

@@ -7,7 +7,8 @@
 
 namespace CLI {
 class App;
-}
+class Option;
+}  // namespace CLI
 
 namespace graft {
 
@@ -33,6 +34,9 @@ void add_version_flag(CLI::App& app);
 
 /// -o KEY=VALUE, repeatable, for commands that read a configuration; `example` is one that makes sense there.
 void add_override_option(CLI::App& command, std::vector<std::string>& overrides, const std::string& example);
+/// For an option or argument that is a path: an empty one, as from a variable that is not set, is a usage error.
+/// Returns `option`.
+CLI::Option* require_not_empty(CLI::Option* option);
 /// --device and --threads, for commands that compute.
 void add_device_options(CLI::App& command, std::string& device, int& threads);
 

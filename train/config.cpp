@@ -64,6 +64,7 @@ RunConfig structs_from(Settings settings) {
   config.eval.prompts = s.integer("eval.prompts");
   config.eval.batch = s.integer("eval.batch");
   config.eval.bootstrap = s.integer("eval.bootstrap");
+  config.eval.suites = s.texts("eval.suites");
   config.eval.baselines = s.texts("eval.baselines");
   config.eval.baseline_prompts = s.integer("eval.baseline_prompts");
   config.eval.baseline_positions = s.integer("eval.baseline_positions");

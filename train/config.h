@@ -61,6 +61,7 @@ struct EvalTable {
   std::int64_t prompts = 1280;
   std::int64_t batch = 64;
   std::int64_t bootstrap = 1000;
+  std::vector<std::string> suites;               // of the task, besides the standard one
   std::vector<std::string> baselines = {"all"};  // "all", or names, or none
   std::int64_t baseline_prompts = 128;           // of expensive baselines
   std::int64_t baseline_positions = 16;

@@ -61,6 +61,7 @@ class Checker {
     for (const RawOverride& entry : overrides_) place(entry.setting, entry.path, &entry);
     drop_replaced_alternatives();
     select();
+    drop_switched_off();
     for (const auto& [path, given] : given_) accept(path, given);
     require_keys();
     fill_defaults();
@@ -146,6 +147,36 @@ class Checker {
     for (const Declaration& declaration : schema_.active(groups_)) active_[declaration.key->path] = declaration;
   }
 
+  /// Whether the value of the key it depends on lets this one count.
+  bool counts(const SettingKey& key) const {
+    return key.condition_path.empty() || chosen_text(key.condition_path) == key.condition_value;
+  }
+
+  /// A text as it was given, or else its default.
+  std::string chosen_text(const std::string& path) const {
+    if (const auto found = given_.find(path); found != given_.end()) {
+      const SettingValue value = value_for(SettingKind::String, found->second);
+      if (const auto* text = std::get_if<std::string>(&value)) return *text;
+      return {};
+    }
+    const auto found = active_.find(path);
+    if (found == active_.end()) return {};
+    const auto* text = std::get_if<std::string>(&found->second.key->fallback);
+    return text != nullptr ? *text : std::string();
+  }
+
+  /// A key of the file that an override of another key leaves without effect goes: nothing could take it back
+  /// otherwise.
+  void drop_switched_off() {
+    for (const auto& [path, declaration] : active_) {
+      const SettingKey& key = *declaration.key;
+      const auto found = given_.find(path);
+      if (found == given_.end() || found->second.override_ != nullptr || counts(key)) continue;
+      const auto condition = given_.find(key.condition_path);
+      if (condition != given_.end() && condition->second.override_ != nullptr) given_.erase(found);
+    }
+  }
+
   /// The value as a setting of this kind: integers widen to numbers, an empty array fits every array, -o needs no
   /// quotes around text. std::monostate if it does not fit.
   static SettingValue value_for(SettingKind kind, const Given& given) {
@@ -218,6 +249,17 @@ class Checker {
       }
       add(setting.value_origin, path, std::move(*why));
       refused_.insert(path);
+      return;
+    }
+    if (!counts(key)) {
+      const auto other = active_.find(key.condition_path);
+      const std::string chosen = chosen_text(key.condition_path);
+      refused_.insert(path);
+      // A wrong value there is the mistake to mend first.
+      if (other == active_.end() || other->second.key->refuse(chosen)) return;
+      add(setting.key_origin, path,
+          fmt::format("has no effect with {} = {}; leave it out, or use {}", key.condition_path, quoted_text(chosen),
+                      quoted_text(key.condition_value)));
       return;
     }
     settings_.set(path, std::move(value), setting.value_origin);
@@ -333,6 +375,7 @@ class Checker {
       const SettingKey& key = *declaration.key;
       if (settings_.has(path) || std::holds_alternative<std::monostate>(key.fallback)) continue;
       if (refused_.contains(path)) continue;  // conditions must not judge a refused value by its default
+      if (!counts(key)) continue;
       settings_.set(path, key.fallback, default_origin(declaration));
     }
     // A default may come from a key whose own default comes from a third.
@@ -341,11 +384,21 @@ class Checker {
       for (const auto& [path, declaration] : active_) {
         const SettingKey& key = *declaration.key;
         if (key.fallback_path.empty() || settings_.has(path) || refused_.contains(path)) continue;
-        if (!settings_.has(key.fallback_path)) continue;
+        if (!settings_.has(key.fallback_path) || !counts(key)) continue;
         settings_.set(path, settings_.value(key.fallback_path), default_origin(declaration));
         changed = true;
       }
       if (!changed) break;
+    }
+    for (const auto& [path, declaration] : active_) {
+      const SettingKey& key = *declaration.key;
+      if (!key.compute || settings_.has(path) || refused_.contains(path) || !counts(key)) continue;
+      try {
+        settings_.set(path, key.compute(settings_), default_origin(declaration));
+      } catch (const ArgumentError&) {
+        if (refused_.empty() && mistakes_.empty()) throw;  // else a value it needs is among the mistakes
+        refused_.insert(path);
+      }
     }
     if (!settings_.has("run.name") && !refused_.contains("run.name")) settings_.set("run.name", run_name_from(stem_));
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <map>
 #include <set>
 #include <string>
@@ -166,6 +167,9 @@ std::vector<SettingKey> common_keys() {
       SettingKey::integer("eval.bootstrap", "resamples behind the confidence intervals; 0: no intervals")
           .with_default(1000)
           .between(0, 1e6),
+      SettingKey::texts("eval.suites", "evaluations of the task besides the standard one, each time, by name")
+          .with_defaults(std::initializer_list<const char*>{})
+          .elsewhere_called({"strategies"}),
       SettingKey::texts("eval.baselines", "baselines to compare with: \"all\" the task has, or some by name, or []")
           .with_defaults({"all"}),
       SettingKey::integer("eval.baseline_prompts",
@@ -313,6 +317,16 @@ void check_common(const Settings& settings, SettingMistakes& mistakes) {
                  fmt::format("{} has no effect with optimizer.name = \"adam\"; use \"adamw\", or 0", decay));
   }
 
+  // Smaller ones are rounded to 0 in the update, which divides by it where a gradient has always been 0.
+  constexpr auto kLeastEps = static_cast<double>(std::numeric_limits<float>::min());
+  const double eps = settings.number("optimizer.eps");
+  if (eps < kLeastEps && settings.text("train.precision") != "fp64") {
+    mistakes.add({"optimizer.eps", "train.precision"},
+                 fmt::format("got {}, expected at least {:.3g}, the least normal number of float32; only "
+                             "train.precision = \"fp64\" has smaller ones",
+                             eps, kLeastEps));
+  }
+
   const std::int64_t warmup = settings.integer("schedule.warmup");
   const std::int64_t total = settings.integer("schedule.total");
   if (settings.text("schedule.name") != "constant" && warmup > total) {
@@ -358,6 +372,9 @@ std::string explain_key(const Schema& schema, std::string_view path) {
     }
     text += fmt::format("\n  {}\n\n  takes {}; {}\n", key.doc, key.expected(), key.default_text());
     if (!key.unit.empty()) text += fmt::format("  counted in {}\n", key.unit);
+    if (!key.condition_path.empty()) {
+      text += fmt::format("  counts only with {} = {}\n", key.condition_path, quoted_text(key.condition_value));
+    }
     if (!key.aliases.empty()) text += fmt::format("  others call it {}\n", fmt::join(key.aliases, ", "));
     std::string example = toml_text(key.fallback);
     if (example.empty() && !key.choices.empty()) example = quoted_text(key.choices.front());

@@ -1,12 +1,12 @@
 #include "train/evaluation.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <fstream>
 #include <span>
 #include <utility>
 
@@ -20,6 +20,8 @@
 
 namespace graft {
 namespace {
+
+constexpr std::uint64_t kLargestCache = 1U << 26U;
 
 std::vector<double> download(const Context& ctx, const Tensor& tensor, std::string_view name) {
   std::vector<std::byte> bytes(tensor.bytes());
@@ -91,12 +93,6 @@ std::vector<std::string> baseline_selection(const Session& session, const Task& 
   return wanted;
 }
 
-double mean(const std::vector<double>& values, std::size_t first) {
-  double sum = 0;
-  for (std::size_t i = first; i < values.size(); ++i) sum += values[i];
-  return values.size() > first ? sum / static_cast<double>(values.size() - first) : std::nan("");
-}
-
 std::string number(double value) {
   if (!std::isfinite(value)) return fmt::format("{}", value);
   const double size = std::abs(value);
@@ -115,12 +111,14 @@ nlohmann::ordered_json EvaluationResult::json() const {
                      {"mean_all", summary.mean_all},
                      {"last", summary.last},
                      {"pooled", summary.pooled}};
+  line["summary"]["headline"] = name_of(headline);
   if (accuracy) line["summary"]["accuracy"] = *accuracy;
   line["positions"] = positions.mean;
   line["standard_deviation"] = positions.standard_deviation;
   line["lower"] = positions.lower;
   line["upper"] = positions.upper;
   line["baselines"] = baselines;
+  line["baseline_prompts"] = baseline_prompts;
   line["seconds"] = seconds;
   return with_finite_numbers(line);
 }
@@ -158,7 +156,7 @@ EvaluationResult Evaluator::run(std::int64_t step) {
   StepState fresh;
   fresh.seed = experiment.config.run.seed;
   state_.write(ctx, fresh);
-  if (!graph_->arena().planned()) plan();
+  plan();
   std::unique_ptr<Event> before;  // the batch before: the host is one ahead, so that `stop` never waits for many
   for (std::int64_t batch = 0; batch < batches; ++batch) {
     if (stopped()) return interrupted(step);
@@ -193,6 +191,7 @@ EvaluationResult Evaluator::run(std::int64_t step) {
     result.positions.upper.clear();
   }
   result.summary = summarize(result.positions);
+  result.headline = task_.headline();
   if (const std::vector<std::int64_t> answer = task_.answer_points(); !answer.empty()) {
     result.accuracy = answer_accuracy(scores, prompts, task_.final_points(), answer);
   }
@@ -202,11 +201,13 @@ EvaluationResult Evaluator::run(std::int64_t step) {
   }
   result.interrupted = !baselines_known_;
   result.baselines = baselines_;
+  for (const auto& [name, values] : baselines_) result.baseline_prompts[name] = prompts_for(name);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }
 
 void Evaluator::plan() {
+  if (graph_->arena().planned()) return;
   try {
     graph_->plan();
   } catch (const OutOfMemoryError& error) {
@@ -222,6 +223,11 @@ EvaluationResult Evaluator::interrupted(std::int64_t step) const {
   partial.suite = suite_;
   partial.interrupted = true;
   return partial;
+}
+
+std::int64_t Evaluator::prompts_for(const std::string& baseline) const {
+  const EvalTable& eval = session_.experiment().config.eval;
+  return find_baseline(baseline).expensive ? std::min(eval.prompts, eval.baseline_prompts) : eval.prompts;
 }
 
 std::string Evaluator::cache_key() const {
@@ -254,12 +260,12 @@ BaselineScores Evaluator::load_or_compute_baselines() {
   const Task& task = task_;
   if (!cache_.empty() && std::filesystem::exists(cache_)) {
     try {
-      std::ifstream file(cache_);
-      const nlohmann::json saved = nlohmann::json::parse(file);
+      const nlohmann::json saved = parse_json(read_text_file(cache_, kLargestCache));
       if (saved.at("key") == cache_key()) {
         BaselineScores scores;
         for (const auto& [name, values] : saved.at("positions").items()) {
           for (const nlohmann::json& value : values) scores[name].push_back(number_of(value));
+          if (std::ssize(scores[name]) != task.final_points()) throw DataError("another number of positions");
         }
         return scores;
       }
@@ -301,7 +307,7 @@ BaselineScores Evaluator::load_or_compute_baselines() {
   for (const std::string& name : baseline_selection(session_, task)) {
     const Baseline& baseline = find_baseline(name);
     const EvalTable& eval = experiment.config.eval;
-    const std::int64_t asked = baseline.expensive ? std::min(prompts, eval.baseline_prompts) : prompts;
+    const std::int64_t asked = prompts_for(name);
     const auto values = static_cast<std::size_t>(asked * points);
     PredictOptions options{.threads = session_.threads(), .stop = stop_};
     if (!scored.empty()) options.scored = std::span(scored).first(values);
@@ -343,9 +349,11 @@ BaselineScores Evaluator::load_or_compute_baselines() {
 std::string summary_table(const EvaluationResult& result, const std::string& model_name, std::string_view score_name) {
   const std::vector<double>& model = result.positions.mean;
   const std::size_t points = model.size();
+  std::vector<std::int64_t> counts = result.positions.count;
+  if (counts.empty()) counts.assign(points, result.prompts);
   std::vector<std::size_t> scored;  // positions at which any prompt is
   for (std::size_t i = 0; i < points; ++i) {
-    if (result.positions.count.empty() || result.positions.count[i] > 0) scored.push_back(i);
+    if (counts[i] > 0) scored.push_back(i);
   }
   std::vector<std::size_t> columns;  // positions worth showing
   for (const double share : {0.0, 0.125, 0.25, 0.5, 0.75, 1.0}) {
@@ -360,8 +368,8 @@ std::string summary_table(const EvaluationResult& result, const std::string& mod
     columns.insert(std::upper_bound(columns.begin(), columns.end(), scored[49]), scored[49]);
   }
   std::size_t width = std::max<std::size_t>(model_name.size(), 14);
-  std::string header =
-      fmt::format("{:<{}}  {:>10}", fmt::format("{} by examples seen", score_name), width + 8, "mean i>=1");
+  std::string header = fmt::format("{:<{}}  {:>10}", fmt::format("{} by examples seen", score_name), width + 8,
+                                   label_of(result.headline));
   width += 8;
   for (const std::size_t at : columns) header += fmt::format("  {:>9}", fmt::format("i={}", at));
   std::string text = result.accuracy ? fmt::format("accuracy {}: share of {} prompts with the whole answer right\n",
@@ -369,27 +377,27 @@ std::string summary_table(const EvaluationResult& result, const std::string& mod
                                      : "";
   text += header + "\n" + std::string(header.size(), '-') + "\n";
   const auto row = [&](const std::string& name, const std::vector<double>& values) {
-    std::vector<double> counted;  // from the second position on
-    for (const std::size_t i : scored) {
-      if (i > 0 || points == 1) counted.push_back(values[i]);
-    }
-    text += fmt::format("{:<{}}  {:>10}", name, width, number(mean(counted, 0)));
+    text += fmt::format("{:<{}}  {:>10}", name, width, number(headline_of(result.headline, values, counts)));
     for (const std::size_t at : columns) text += fmt::format("  {:>9}", number(values[at]));
     text += "\n";
   };
+  // Baselines whose numbers are over less than the model's: "~", and a line for each number of prompts.
   bool any_partial = false;
+  std::map<std::int64_t, std::vector<std::string>> fewer_prompts;
   row(model_name, model);
   if (!result.positions.lower.empty()) {
     row("  5% bootstrap", result.positions.lower);
     row("  95% bootstrap", result.positions.upper);
   }
   for (const auto& [name, values] : result.baselines) {
-    std::vector<double> known;  // from the second position on
-    for (std::size_t i = points > 1 ? 1 : 0; i < values.size(); ++i) {
-      if (!std::isnan(values[i])) known.push_back(values[i]);
-    }
-    const bool partial = known.size() + 1 < scored.size();
-    text += fmt::format("{:<{}}  {:>10}", name, width, (partial ? "~" : "") + number(mean(known, 0)));
+    const auto known =
+        std::count_if(scored.begin(), scored.end(), [&](std::size_t i) { return !std::isnan(values[i]); });
+    const auto asked = result.baseline_prompts.find(name);
+    const bool fewer = asked != result.baseline_prompts.end() && asked->second < result.prompts;
+    if (fewer) fewer_prompts[asked->second].push_back(name);
+    const bool partial = known + 1 < static_cast<std::ptrdiff_t>(scored.size());
+    text += fmt::format("{:<{}}  {:>10}", name, width,
+                        (partial || fewer ? "~" : "") + number(headline_of(result.headline, values, counts, true)));
     for (const std::size_t at : columns) {
       text += fmt::format("  {:>9}", std::isnan(values[at]) ? "-" : number(values[at]));
     }
@@ -397,6 +405,9 @@ std::string summary_table(const EvaluationResult& result, const std::string& mod
     any_partial = any_partial || partial;
   }
   if (any_partial) text += "~: over some positions only; -: not computed\n";
+  for (const auto& [prompts, names] : fewer_prompts) {
+    text += fmt::format("~: over {} of {} prompts: {}\n", prompts, result.prompts, fmt::join(names, ", "));
+  }
   return text;
 }
 

@@ -28,8 +28,10 @@ struct EvaluationResult {
   std::int64_t prompts = 0;
   PositionStatistics positions;
   ScoreSummary summary;
+  Headline headline = Headline::MeanFromSecond;  // of the suite
   std::optional<double> accuracy;  // share of prompts answered, where the task has answers: see Task::answer_points()
   BaselineScores baselines;
+  std::map<std::string, std::int64_t> baseline_prompts;  // that each of them answered: expensive ones answer few
   double seconds = 0;
   bool interrupted = false;  // by watch()'s `stop`: something is missing
 
@@ -47,6 +49,8 @@ class Evaluator {
   Evaluator(Session& session, std::filesystem::path cache, CacheUse cache_use = CacheUse::ReadWrite,
             const std::string& suite = kStandardSuite);
 
+  /// Takes the memory of a batch, which run() does otherwise; an OutOfMemoryError says which key to lower.
+  void plan();
   [[nodiscard]] EvaluationResult run(std::int64_t step);
 
   /// Expensive baselines tell `say` from time to time how far they are. When `stop` is true an evaluation ends, between
@@ -59,10 +63,10 @@ class Evaluator {
   /// Tells say_ now and then how many prompts are done; empty without it.
   [[nodiscard]] std::function<void(std::int64_t)> report(const std::string& baseline, std::int64_t prompts) const;
   [[nodiscard]] std::string cache_key() const;
+  /// Prompts that a baseline answers.
+  [[nodiscard]] std::int64_t prompts_for(const std::string& baseline) const;
   [[nodiscard]] bool stopped() const { return stop_ && stop_(); }
   [[nodiscard]] EvaluationResult interrupted(std::int64_t step) const;
-  /// Takes the memory of a batch; an OutOfMemoryError says which key to lower.
-  void plan();
   Session& session_;
   std::string suite_;
   std::unique_ptr<Task> suite_task_;  // null: the experiment's own

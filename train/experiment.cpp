@@ -85,11 +85,14 @@ MemoryReport plan_memory_on_paper(const RunConfig& config) {
   return report;
 }
 
-std::string out_of_memory_advice(const RunConfig& config, const MemoryReport& memory, std::size_t room) {
+std::string out_of_memory_advice(const RunConfig& config, const MemoryReport& memory, std::size_t room, int jobs) {
   const std::size_t lasting = memory.total() - memory.activations;
+  const std::string fewer =
+      jobs > 1 ? fmt::format("; {} runs share the memory: a smaller --jobs leaves each of them more", jobs)
+               : std::string();
   if (room == 0) {
-    return fmt::format("parameters, gradients and optimizer take {}, a step {} more; use a smaller model",
-                       text_of(lasting), text_of(memory.activations));
+    return fmt::format("parameters, gradients and optimizer take {}, a step {} more; use a smaller model{}",
+                       text_of(lasting), text_of(memory.activations), fewer);
   }
   std::vector<std::string> tensors;
   for (const StepArena::Usage& usage : memory.largest) {
@@ -120,21 +123,26 @@ std::string out_of_memory_advice(const RunConfig& config, const MemoryReport& me
     changed.train.batch = most;
     offer(fmt::format("{}train.batch = {}", others, most), changed);
   };
-  offer_batch("", config);
-  if (!config.train.recompute) {
-    RunConfig changed = config;
-    changed.train.recompute = true;
-    const std::string change = "train.recompute = true";
-    if (!offer(change, changed)) offer_batch(change + " with ", changed);
-  }
-  if (config.train.precision == Precision::Fp32 || config.train.precision == Precision::Tf32) {
-    RunConfig changed = config;
+  const bool may_recompute = !config.train.recompute;
+  const bool may_narrow = config.train.precision == Precision::Fp32 || config.train.precision == Precision::Tf32;
+  RunConfig recomputed = config;
+  recomputed.train.recompute = true;
+  const auto narrowed = [](RunConfig changed) {
     changed.train.precision = Precision::Bf16;
-    offer("train.precision = \"bf16\"", changed);
+    return changed;
+  };
+  const std::string recompute = "train.recompute = true", bf16 = "train.precision = \"bf16\"";
+  offer_batch("", config);
+  const bool recompute_fits = may_recompute && offer(recompute, recomputed);
+  if (may_recompute && !recompute_fits) offer_batch(recompute + " with ", recomputed);
+  const bool bf16_fits = may_narrow && offer(bf16, narrowed(config));
+  if (may_recompute && may_narrow && !recompute_fits && !bf16_fits) {
+    offer(fmt::format("{} with {}", recompute, bf16), narrowed(recomputed));
   }
-  return fmt::format("most of it is {}; {}", fmt::join(tensors, ", "),
+  return fmt::format("most of it is {}; {}{}", fmt::join(tensors, ", "),
                      changes.empty() ? "no batch fits: use a smaller model"
-                                     : fmt::format("what would fit: {}", fmt::join(changes, ", or ")));
+                                     : fmt::format("what would fit: {}", fmt::join(changes, ", or ")),
+                     fewer);
 }
 
 }  // namespace graft

@@ -46,7 +46,9 @@ struct MemoryReport {
 [[nodiscard]] MemoryReport plan_memory_on_paper(const RunConfig& config);
 
 /// For the error of a run that does not fit: what takes most of a step, and changes with which it would fit into `room`
-/// bytes besides its parameters, each planned. `room` 0: not even the parameters fit.
-[[nodiscard]] std::string out_of_memory_advice(const RunConfig& config, const MemoryReport& memory, std::size_t room);
+/// bytes besides its parameters, each planned. `room` 0: not even the parameters fit. Where `jobs` runs share the
+/// device, fewer of them is advice, too.
+[[nodiscard]] std::string out_of_memory_advice(const RunConfig& config, const MemoryReport& memory, std::size_t room,
+                                               int jobs = 1);
 
 }  // namespace graft

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -153,6 +154,30 @@ void replace_text_file(const std::filesystem::path& path, std::string_view text)
     throw;
   }
   sync_directory(directory);
+}
+
+std::filesystem::path tidy_path(const std::filesystem::path& path) {
+  const bool climbs = std::find(path.begin(), path.end(), "..") != path.end();
+  std::filesystem::path plain = climbs ? path : path.lexically_normal();
+  if (!plain.has_filename()) plain = plain.parent_path();
+  if (!climbs && plain != ".") return plain;
+  std::error_code error;
+  std::filesystem::path whole = std::filesystem::weakly_canonical(plain, error);
+  if (error) throw_system_error("cannot find", path, error.value());
+  return whole;
+}
+
+std::uint64_t available_on_disk(const std::filesystem::path& directory) {
+  std::filesystem::path existing = std::filesystem::absolute(directory);
+  std::error_code error;
+  while (!std::filesystem::exists(existing, error) && existing.has_relative_path()) existing = existing.parent_path();
+  struct statvfs status {};
+  if (::statvfs(existing.c_str(), &status) != 0) throw_system_error("cannot ask for free space of", existing, errno);
+  return static_cast<std::uint64_t>(status.f_bavail) * status.f_frsize;
+}
+
+std::string room_text(std::uint64_t needed, const std::filesystem::path& directory, std::uint64_t available) {
+  return fmt::format("{} bytes are needed in {} and {} are available", needed, directory.string(), available);
 }
 
 void sync_directory(const std::filesystem::path& directory) {

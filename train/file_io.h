@@ -77,6 +77,16 @@ class OutputFile {
 /// written beside it, synced, renamed, and the directory synced.
 void replace_text_file(const std::filesystem::path& path, std::string_view text);
 
+/// A path as a person wrote it, without what means nothing ("a//./b/"). One that ends in or leads over "." or "..",
+/// which hide where a file lies, becomes absolute and without links; any other keeps its words.
+[[nodiscard]] std::filesystem::path tidy_path(const std::filesystem::path& path);
+
+/// Bytes that can still be written in the directory, or in the nearest one above it that exists.
+[[nodiscard]] std::uint64_t available_on_disk(const std::filesystem::path& directory);
+/// What every message about a full disk says: "<needed> bytes are needed in <directory> and <available> are available".
+[[nodiscard]] std::string room_text(std::uint64_t needed, const std::filesystem::path& directory,
+                                    std::uint64_t available);
+
 /// Makes creations, renames and removals in a directory survive a power failure.
 void sync_directory(const std::filesystem::path& directory);
 

@@ -22,6 +22,28 @@ namespace graft {
 namespace {
 
 constexpr std::uint64_t kMaxFile = std::uint64_t{1} << 32U;
+constexpr int kDeepest = 64;
+
+/// Whether arrays and objects are nested deeper than `most`. Exact up to the first character that is not JSON, and the
+/// parser goes no further.
+bool is_deeper(std::string_view text, int most) {
+  int depth = 0;
+  bool quoted = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted) {
+      if (c == '\\') ++i;
+      if (c == '"') quoted = false;
+    } else if (c == '"') {
+      quoted = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > most) return true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
 
 template <class Json>
 void make_finite(Json& value) {
@@ -39,7 +61,7 @@ void make_finite(Json& value) {
 
 /// The step of one line; none if the line is not an object with an integer "step".
 std::optional<std::int64_t> step_of(std::string_view line) {
-  const auto object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  const nlohmann::json object = parse_json(line);
   if (!object.is_object()) return std::nullopt;
   const auto step = object.find("step");
   if (step == object.end() || !step->is_number_integer()) return std::nullopt;
@@ -63,6 +85,11 @@ std::uint64_t whole_lines(const InputFile& file) {
 
 }  // namespace
 
+nlohmann::json parse_json(std::string_view text) {
+  if (is_deeper(text, kDeepest)) return nlohmann::json::value_t::discarded;
+  return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+}
+
 nlohmann::ordered_json with_finite_numbers(nlohmann::ordered_json value) {
   make_finite(value);
   return value;
@@ -82,16 +109,31 @@ double number_of(const nlohmann::json& value) {
       fmt::format("json: {} is not a number", value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)));
 }
 
-JsonLines::JsonLines(std::filesystem::path path) : path_(std::move(path)) {
+JsonLines::JsonLines(std::filesystem::path path) : path_(std::move(path)) { open(); }
+
+void JsonLines::open() {
   fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (fd_ < 0) throw_system_error("cannot open", path_, errno);
   try {
     bytes_ = whole_lines(InputFile(path_));
     if (::ftruncate(fd_, static_cast<off_t>(bytes_)) != 0) throw_system_error("cannot shorten", path_, errno);
   } catch (...) {
-    ::close(fd_);
+    ::close(std::exchange(fd_, -1));
     throw;
   }
+}
+
+bool JsonLines::in_place() const {
+  struct stat mine {
+  }, named{};
+  return ::fstat(fd_, &mine) == 0 && ::stat(path_.c_str(), &named) == 0 && mine.st_dev == named.st_dev &&
+         mine.st_ino == named.st_ino;
+}
+
+void JsonLines::reopen() {
+  JsonLines fresh(path_);
+  std::swap(fd_, fresh.fd_);
+  bytes_ = fresh.bytes_;
 }
 
 JsonLines::JsonLines(JsonLines&& other) noexcept
@@ -102,14 +144,22 @@ JsonLines::~JsonLines() {
 }
 
 void JsonLines::append(const nlohmann::ordered_json& object) {
-  std::string line = with_finite_numbers(object).dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
-  line += '\n';
+  std::string text;
+  const auto add = [&text](const nlohmann::ordered_json& line) {
+    text += with_finite_numbers(line).dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+    text += '\n';
+  };
+  if (object.is_array()) {
+    for (const nlohmann::ordered_json& line : object) add(line);
+  } else {
+    add(object);
+  }
   ssize_t written = 0;
   do {
-    written = ::write(fd_, line.data(), line.size());
+    written = ::write(fd_, text.data(), text.size());
   } while (written < 0 && errno == EINTR);
-  if (written == static_cast<ssize_t>(line.size())) {
-    bytes_ += line.size();
+  if (written == static_cast<ssize_t>(text.size())) {
+    bytes_ += text.size();
     return;
   }
   // A short write to a file means that the next one would fail: the disk or the quota is full.

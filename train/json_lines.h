@@ -4,8 +4,13 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
 namespace graft {
+
+/// A file's JSON; discarded (is_discarded()) where the text is not JSON, or nested more than 64 deep: no file of ours
+/// is, and copying or printing what is nested without bound would end the process for want of stack.
+[[nodiscard]] nlohmann::json parse_json(std::string_view text);
 
 /// The same object with every number that JSON cannot write as a string: "nan", "inf" or "-inf".
 [[nodiscard]] nlohmann::ordered_json with_finite_numbers(nlohmann::ordered_json value);
@@ -25,15 +30,21 @@ class JsonLines {
   JsonLines(JsonLines&& other) noexcept;
   JsonLines& operator=(JsonLines&&) = delete;
 
-  /// Appends one line. If the disk is full the file keeps its whole lines and EnvironmentError is thrown.
+  /// Appends one line, or of an array each element as one: in one write, so that all of them are there or none. If the
+  /// disk is full the file keeps its whole lines and EnvironmentError is thrown.
   void append(const nlohmann::ordered_json& object);
   /// Waits until all lines are on the disk: before a checkpoint says that they are.
   void sync();
   /// Size of the file: what a checkpoint may record.
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
+  /// Whether the file is still the one of its name: somebody may have removed or replaced it since.
+  [[nodiscard]] bool in_place() const;
+  /// Goes on in whatever file has the name now, or a new one. Throws like the constructor.
+  void reopen();
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
 
  private:
+  void open();
   std::filesystem::path path_;
   int fd_ = -1;
   std::uint64_t bytes_ = 0;

@@ -1,18 +1,23 @@
 // The command line of graft. Exceptions end here: one line on stderr, and the exit code that scripts rely on.
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <functional>
 #include <new>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "engine/cpu_runtime.h"
 #include "engine/error.h"
 #include "train/command.h"
 #include "train/suggest.h"
@@ -32,9 +37,19 @@ int report(std::string_view message, graft::ExitCode code) {
   return static_cast<int>(code);
 }
 
-}  // namespace
+/// A file of the run must not get the number of a standard stream that was closed: messages would land in it. What
+/// stands in for the stream is opened the wrong way round, so that using it is an error as before.
+void fill_standard_streams() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
+    // The lowest free number is this one: those below it are taken.
+    if (::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd) {
+      ::_exit(static_cast<int>(graft::ExitCode::kEnvironment));  // there may be nowhere to say why
+    }
+  }
+}
 
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   graft::set_command_line(argc, argv);
   CLI::App app{"graft trains and studies small sequence models on in-context learning and retrieval tasks"};
   app.name("graft");
@@ -58,7 +73,12 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {
-    return app.exit(success);  // --help, --version
+    std::ostringstream text;  // --help, --version
+    const int code = app.exit(success, text, text);
+    action = [text = text.str(), code] {
+      graft::write_output(text);
+      return code;
+    };
   } catch (const CLI::ParseError& error) {
     return report(fmt::format("{}; see graft --help", error.what()), graft::ExitCode::kUsage);
   }
@@ -72,4 +92,18 @@ int main(int argc, char** argv) {
   } catch (const std::exception& error) {
     return report(error.what(), graft::ExitCode::kEnvironment);
   }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  fill_standard_streams();
+  std::signal(SIGXFSZ, SIG_IGN);  // a write beyond a limit is an error with a line, in every command
+  const int code = run(argc, argv);
+  if (graft::address_limit()) {
+    // A thread of OpenBLAS that found no addresses for its buffer asks again for ever, and exit() would wait for it.
+    std::fflush(nullptr);
+    ::_exit(code);
+  }
+  return code;
 }

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 namespace graft {
@@ -18,6 +20,12 @@ int columns_of(std::FILE* out) {
   winsize size{};
   if (ioctl(fileno(out), TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
   return 80;
+}
+
+/// Whether the stream is a terminal that knows escape sequences.
+bool can_rewrite_lines(std::FILE* out) {
+  const char* const kind = std::getenv("TERM");
+  return isatty(fileno(out)) == 1 && kind != nullptr && *kind != '\0' && std::string_view(kind) != "dumb";
 }
 
 std::string scaled(double value, double base, const std::array<const char*, 6>& units) {
@@ -44,7 +52,7 @@ std::string bytes_text(double bytes) { return scaled(bytes, 1024, {"B", "KiB", "
 
 Progress::Progress(std::FILE* out, std::int64_t done, std::int64_t total)
     : out_(out),
-      terminal_(isatty(fileno(out)) == 1),
+      terminal_(can_rewrite_lines(out)),
       total_(total),
       start_(Clock::now()),
       shown_(start_ - std::chrono::seconds(1)),

@@ -7,7 +7,8 @@
 
 namespace graft {
 
-/// How far a run is: one line that is rewritten on a terminal, and an occasional line of its own elsewhere.
+/// How far a run is: one line that is rewritten on a terminal, and an occasional line of its own elsewhere and where
+/// TERM says that the terminal knows no escape sequences.
 class Progress {
  public:
   /// `done` steps are behind, `total` is the run's length.

@@ -4,6 +4,7 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -84,7 +85,7 @@ std::optional<json> find_run(const RunOptions& options, const fs::path& director
     throw ConfigError(
         fmt::format("run: {} is not empty and holds no run ({} is missing); choose another --run-dir", shown, kRecord));
   }
-  json record = json::parse(read_text_file(directory / kRecord, kMaxRecord), nullptr, /*allow_exceptions=*/false);
+  json record = parse_json(read_text_file(directory / kRecord, kMaxRecord));
   const json hash = record.is_object() ? record.value("config_hash", json()) : json();
   if (!hash.is_string()) throw DataError(fmt::format("run: {} is damaged", (directory / kRecord).string()));
   if (hash != options.config_hash) {
@@ -211,7 +212,25 @@ void RunDirectory::write_record() const {
                     with_finite_numbers(record_).dump(1, ' ', false, json::error_handler_t::replace) + "\n");
 }
 
+bool RunDirectory::in_place() const {
+  const fs::path file = path_ / kLock;
+  struct stat mine {
+  }, named{};
+  if (::fstat(lock_fd_, &mine) != 0) return true;
+  if (::stat(file.c_str(), &named) == 0) return mine.st_dev == named.st_dev && mine.st_ino == named.st_ino;
+  // Perhaps only the lock's file is gone, which somebody may have taken for a leftover.
+  std::error_code error;
+  return fs::exists(path_ / kRecord, error);
+}
+
+void RunDirectory::check_in_place() const {
+  if (in_place()) return;
+  throw EnvironmentError(fmt::format(
+      "run: {} is no longer the directory this run began in: it was moved, removed or replaced", path_.string()));
+}
+
 void RunDirectory::update(const json& entries) {
+  check_in_place();
   record_.update(entries);
   write_record();
 }

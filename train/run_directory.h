@@ -68,7 +68,11 @@ class RunDirectory {
   /// What is worth a line of output, such as a file system without locks.
   [[nodiscard]] const std::vector<std::string>& warnings() const { return warnings_; }
 
-  /// Adds or replaces entries of run.json.
+  /// Whether the directory's path still leads to it. If not, nothing may be saved there.
+  [[nodiscard]] bool in_place() const;
+  /// Throws EnvironmentError if it does not.
+  void check_in_place() const;
+  /// Adds or replaces entries of run.json. Throws like check_in_place().
   void update(const nlohmann::json& entries);
   /// Records how the run ended. A run whose process was killed keeps null as its exit status.
   void finish(int exit_status, std::string_view message = {});

@@ -150,14 +150,14 @@ Device parse_device(std::string_view text, Precision precision) {
 }
 
 std::unique_ptr<Session> open_training_session(Experiment& experiment, const MemoryReport& memory, Device device,
-                                               const RuntimeOptions& options) {
+                                               const RuntimeOptions& options, int jobs) {
   try {
     auto session = std::make_unique<Session>(experiment, device, options, true);
     session->range()->grow(memory.activations);  // before there is a run
     return session;
   } catch (const OutOfMemoryError& error) {
     throw OutOfMemoryError(
-        fmt::format("{}; {}", error.what(), out_of_memory_advice(experiment.config, memory, error.room())),
+        fmt::format("{}; {}", error.what(), out_of_memory_advice(experiment.config, memory, error.room(), jobs)),
         error.room());
   }
 }

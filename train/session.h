@@ -60,9 +60,10 @@ class Session {
 };
 
 /// A session for training that has the memory of the longest step, which `memory` plans. Throws as the constructor
-/// does; an OutOfMemoryError says what would fit.
+/// does; an OutOfMemoryError says what would fit, knowing that `jobs` runs share the device.
 [[nodiscard]] std::unique_ptr<Session> open_training_session(Experiment& experiment, const MemoryReport& memory,
-                                                             Device device, const RuntimeOptions& options);
+                                                             Device device, const RuntimeOptions& options,
+                                                             int jobs = 1);
 
 /// The device that "cpu", "cuda", "cuda:1" or "auto" means; auto is a usable GPU unless the precision is fp64, else the
 /// CPU. Throws ArgumentError on anything else.

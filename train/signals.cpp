@@ -12,10 +12,10 @@ namespace {
 std::atomic<int> received_signal = 0;  // the handler runs on whichever thread the system chooses
 static_assert(std::atomic<int>::is_always_lock_free);
 int guards = 0;
-std::array<struct sigaction, 2> previous_actions;
+std::array<struct sigaction, 3> previous_actions;
 struct sigaction previous_pipe_action;
 struct sigaction previous_file_size_action;
-constexpr std::array<int, 2> kSignals = {SIGINT, SIGTERM};
+constexpr std::array<int, 3> kSignals = {SIGHUP, SIGTERM, SIGINT};
 
 void on_signal(int signal) {
   if (signal == SIGINT && received_signal != 0) {
@@ -30,7 +30,15 @@ void on_signal(int signal) {
 
 }  // namespace
 
-ExitCode interrupted_code(int signal) { return signal == SIGTERM ? ExitCode::kTerminated : ExitCode::kInterrupted; }
+ExitCode interrupted_code(int signal) {
+  if (signal == SIGHUP) return ExitCode::kHungUp;
+  return signal == SIGTERM ? ExitCode::kTerminated : ExitCode::kInterrupted;
+}
+
+const char* signal_name(int signal) {
+  if (signal == SIGHUP) return "SIGHUP";
+  return signal == SIGTERM ? "SIGTERM" : "SIGINT";
+}
 
 SignalGuard::SignalGuard() {
   if (guards++ > 0) return;
@@ -39,7 +47,12 @@ SignalGuard::SignalGuard() {
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;  // a write that is under way goes on
   sigemptyset(&action.sa_mask);
-  for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &previous_actions[i]);
+  for (std::size_t i = 0; i < kSignals.size(); ++i) {
+    sigaction(kSignals[i], nullptr, &previous_actions[i]);
+    // nohup: whoever started it wants it to outlive the terminal.
+    if (kSignals[i] == SIGHUP && previous_actions[i].sa_handler == SIG_IGN) continue;
+    sigaction(kSignals[i], &action, nullptr);
+  }
   // Whoever read the progress may leave, and a write beyond a limit is an error like any other; the run goes on.
   struct sigaction ignore = {};
   ignore.sa_handler = SIG_IGN;

@@ -47,7 +47,7 @@ json last_line(const fs::path& path) {
     if (!tail.empty()) {
       const std::size_t before = tail.find_last_of('\n', tail.size() - 2);
       if (before != std::string::npos || length == size) {
-        json line = json::parse(tail.substr(before + 1), nullptr, /*allow_exceptions=*/false);
+        json line = parse_json(std::string_view(tail).substr(before + 1));
         return line.is_object() ? line : json(nullptr);
       }
     }
@@ -59,6 +59,13 @@ std::vector<double> numbers_of(const json& array) {
   std::vector<double> values;
   for (const json& value : array) values.push_back(number_of(value));
   return values;
+}
+
+/// Whether what is looked at here has the types that a run writes.
+bool is_record(const json& record) {
+  return record.is_object() && record.value("config_hash", json()).is_string() &&
+         record.value("host", json("")).is_string() && record.value("pid", json(0)).is_number_integer() &&
+         record.value("message", json("")).is_string();
 }
 
 bool is_alive(const json& record) {
@@ -128,6 +135,7 @@ struct Shared {
   const Sweep& sweep;
   const SweepOptions& options;
   std::vector<const SweepPoint*> points;  // to run
+  int jobs = 1;                           // at once
   int threads_per_run = 1;
   std::mutex output{};
   std::mutex building{};  // see TrainerOptions
@@ -175,7 +183,8 @@ TrainingOutcome train_point(Shared& shared, const SweepPoint& point, PrefixedStr
     run.experiment = std::make_unique<Experiment>(config);
     {
       const auto guard = run.lock();
-      run.session = open_training_session(*run.experiment, memory, device, RuntimeOptions{shared.threads_per_run});
+      run.session =
+          open_training_session(*run.experiment, memory, device, RuntimeOptions{shared.threads_per_run}, shared.jobs);
     }
     options.info = run_info(config, *run.session);
     options.info["sweep"] = shared.sweep.name;
@@ -201,10 +210,14 @@ TrainingOutcome train_point(Shared& shared, const SweepPoint& point, PrefixedStr
                        : fmt::format("starts, {} steps", config.train.steps));
     const TrainingOutcome outcome = run.trainer->run();
     const ExitCode code = outcome.signal == 0 ? ExitCode::kDone : interrupted_code(outcome.signal);
-    directory->finish(static_cast<int>(code));
+    const std::string interruption = outcome.signal == 0
+                                         ? std::string()
+                                         : fmt::format("interrupted by {} after step {} of {}; saved",
+                                                       signal_name(outcome.signal), outcome.step, config.train.steps);
+    directory->finish(static_cast<int>(code), interruption);
     out.say(outcome.signal == 0
                 ? fmt::format("done at step {}, parameters' hash {:016x}", outcome.step, outcome.parameter_hash)
-                : fmt::format("interrupted after step {}, saved", outcome.step));
+                : interruption);
     return outcome;
   } catch (const std::exception& error) {
     if (directory) {
@@ -279,9 +292,8 @@ RunStatus status_of(const SweepPoint& point, const fs::path& directory) {
   RunStatus status;
   status.seconds_left = std::nan("");
   if (!fs::exists(directory / "run.json")) return status;
-  const json record =
-      json::parse(read_text_file(directory / "run.json", kLargestRecord), nullptr, /*allow_exceptions=*/false);
-  if (!record.is_object() || !record.value("config_hash", json()).is_string()) {
+  const json record = parse_json(read_text_file(directory / "run.json", kLargestRecord));
+  if (!is_record(record)) {
     status.state = RunState::Failed;
     status.message = "run.json is damaged";
     return status;
@@ -295,9 +307,9 @@ RunStatus status_of(const SweepPoint& point, const fs::path& directory) {
     if (const json line = last_line(directory / "eval.jsonl"); line.is_object()) {
       status.evaluated = line.at("step").get<std::int64_t>();
       status.step = *status.evaluated;
-      status.mean = number_of(line.at("summary").at("mean_from_second"));
-      const std::vector<double> positions = numbers_of(line.at("positions"));
       const json& summary = line.at("summary");
+      status.mean = number_of(summary.at(summary.value("headline", "mean_from_second")));
+      const std::vector<double> positions = numbers_of(line.at("positions"));
       std::optional<double> accuracy;
       if (summary.contains("accuracy")) accuracy = number_of(summary.at("accuracy"));
       status.stop_value = point.stop.value(positions, accuracy);
@@ -320,8 +332,8 @@ RunStatus status_of(const SweepPoint& point, const fs::path& directory) {
   const bool at_end = status.evaluated && (*status.evaluated >= point.steps || decided);
   if (code == static_cast<int>(ExitCode::kDone)) {
     status.state = at_end ? RunState::Done : RunState::Unfinished;
-  } else if (code == static_cast<int>(ExitCode::kInterrupted) || code == static_cast<int>(ExitCode::kTerminated) ||
-             code == static_cast<int>(ExitCode::kRequeue)) {
+  } else if (code == static_cast<int>(ExitCode::kHungUp) || code == static_cast<int>(ExitCode::kInterrupted) ||
+             code == static_cast<int>(ExitCode::kTerminated) || code == static_cast<int>(ExitCode::kRequeue)) {
     status.state = RunState::Unfinished;
   } else {
     status.state = RunState::Failed;
@@ -342,6 +354,7 @@ SweepReport run_sweep(const Sweep& sweep, const SweepOptions& options) {
   }
   shared.outcomes.resize(shared.points.size());
   const auto jobs = std::min<std::size_t>(static_cast<std::size_t>(std::max(options.jobs, 1)), shared.points.size());
+  shared.jobs = static_cast<int>(jobs);
   const int cores = options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency());
   shared.threads_per_run = std::max(1, cores / std::max(static_cast<int>(jobs), 1));
   // Loads the backend, and with it the kernels' slots, before there are threads.

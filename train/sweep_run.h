@@ -32,7 +32,7 @@ struct RunStatus {
   std::int64_t step = 0;                  // that is known to be done
   double seconds_left = 0;                // at the latest speed; NaN if unknown
   std::optional<std::int64_t> evaluated;  // step of the last evaluation; the numbers below are its
-  double mean = 0;                        // over the positions but the first
+  double mean = 0;                        // the evaluation's headline
   double stop_value = 0;                  // of the point's StopRule
   std::string message;                    // of a failure: its last line
 };
@@ -64,7 +64,7 @@ struct SweepOutcome {
 struct SweepReport {
   std::vector<SweepOutcome> outcomes;  // of the runs that were started, in the sweep's order
   std::size_t done_before = 0;
-  int signal = 0;  // SIGINT or SIGTERM, which ended all runs after saving
+  int signal = 0;  // SIGINT, SIGTERM or SIGHUP, which ended all runs after saving
 };
 
 /// Runs what is not done, `jobs` at once as threads of this process: each has its own session (stream, memory, graphs,

@@ -6,11 +6,13 @@
 #include <chrono>
 #include <cmath>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "engine/error.h"
 #include "engine/stream.h"
 #include "engine/version.h"
+#include "train/checkpoint_files.h"
 #include "train/file_io.h"
 #include "train/flops.h"
 #include "train/numerics.h"
@@ -22,6 +24,9 @@ namespace {
 constexpr std::int64_t kRingCapacity = 4096;
 constexpr std::int64_t kMostStepsInFlight = 1024;
 constexpr double kPollSeconds = 0.1;
+// Of state.json: lengths of the logs when a checkpoint was saved.
+constexpr const char* kMetricsBytes = "metrics_bytes";
+constexpr const char* kEvaluationBytes = "eval_bytes";
 
 using Clock = std::chrono::steady_clock;
 
@@ -47,6 +52,11 @@ class QueueDepth {
   Clock::time_point since_ = Clock::now();
 };
 
+/// A device's name without " (2 threads)", which changes no bit.
+std::string_view without_threads(std::string_view device) {
+  return device.ends_with(" threads)") ? device.substr(0, device.rfind(" (")) : device;
+}
+
 }  // namespace
 
 Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out, TrainerOptions options)
@@ -61,18 +71,30 @@ Trainer::Trainer(Session& session, RunDirectory& directory, std::FILE* out, Trai
       snapshot_(session),
       writer_(checkpoints_, {static_cast<int>(session.experiment().config.checkpoint.keep),
                              session.experiment().config.checkpoint.keep_every}) {
+  for (const std::string& suite : session_.experiment().config.eval.suites) {
+    suites_.push_back(
+        std::make_unique<Evaluator>(session_, std::filesystem::path(), Evaluator::CacheUse::ReadOnly, suite));
+  }
   parts_ = step_parts(session_.experiment(), metrics_);
   parts_.intercept = options_.intercept;
 }
 
-void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
-  const std::string hash = config_hash8(session_.experiment().config);
+void require_continuable(const CheckpointData& checkpoint, const RunConfig& config) {
+  const std::string hash = config_hash8(config);
   const std::string saved_hash = checkpoint.state.value("config_hash", std::string());
   if (saved_hash != hash) {
     throw ConfigError(
         fmt::format("resume: the checkpoint of step {} belongs to a configuration with hash {}, this one's is {}",
                     checkpoint.step, saved_hash, hash));
   }
+  if (!checkpoint.nonfinite.empty()) {
+    throw NumericsError(fmt::format("resume: the checkpoint of step {} is not finite ({}); choose an earlier one",
+                                    checkpoint.step, checkpoint.nonfinite));
+  }
+}
+
+void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
+  require_continuable(checkpoint, session_.experiment().config);
   const auto at = static_cast<std::uint64_t>(checkpoint.step);
   const nlohmann::json stage = {{"points", parts_.task->points_at(at)}, {"dims", parts_.task->dims_at(at)}};
   if (const nlohmann::json saved = checkpoint.state.value("curriculum", stage); saved != stage) {
@@ -81,10 +103,15 @@ void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
                     checkpoint.step, saved.dump(), stage.dump()));
   }
   const std::string device = session_.runtime().device_name();
-  if (const std::string saved = checkpoint.state.value("device", device); saved != device) {
+  const std::string saved = checkpoint.state.value("device", device);
+  if (without_threads(saved) != without_threads(device)) {
     moved_ = fmt::format("continues on {} what ran on {}: numbers agree up to rounding only", device, saved);
   }
+  resumed_ = true;
   branched_ = branched;
+  foreign_ = branched && (checkpoint.path.empty() || !checkpoints_.holds(checkpoint.path));
+  resumed_state_ = checkpoint.state;
+  resumed_score_ = checkpoint.score;
   session_.restore(checkpoint, true);
   first_step_ = checkpoint.step;
   last_saved_ = checkpoint.step;
@@ -103,11 +130,15 @@ double Trainer::tokens_until(std::int64_t end) const {
   double tokens = 0;
   for (std::int64_t step = 0; step < end;) {
     const std::int64_t next = stage_end(task, step, end);
-    tokens += static_cast<double>(next - step) *
+    tokens += static_cast<double>(examples_until(next) - examples_until(step)) *
               static_cast<double>(task.tokens_at(task.points_at(static_cast<std::uint64_t>(step))));
     step = next;
   }
-  return tokens * static_cast<double>(session_.experiment().config.train.batch);
+  return tokens;
+}
+
+std::int64_t Trainer::examples_until(std::int64_t step) const {
+  return parts_.task->examples_until(step, session_.experiment().config.train.batch);
 }
 
 std::unique_lock<std::mutex> Trainer::building() const {
@@ -170,7 +201,7 @@ void Trainer::log_row(const MetricsRow& row) {
   const auto at = static_cast<std::uint64_t>(step - 1);
   nlohmann::ordered_json line;
   line["step"] = step;
-  line["examples"] = step * config.train.batch;
+  line["examples"] = examples_until(step);
   line["tokens"] = static_cast<std::int64_t>(tokens_until(step));
   line["loss"] = loss;
   line["loss_last"] = row.loss;
@@ -219,32 +250,74 @@ std::int64_t Trainer::collect(bool drain) {
   return steps;
 }
 
+std::string Trainer::headline_text(const EvaluationResult& result) const {
+  const bool standard = result.suite == kStandardSuite;
+  const PositionStatistics& positions = result.positions;
+  std::size_t last = positions.mean.size() - 1;  // in a fixed layout of outliers, nothing may be scored at the last one
+  while (last > 0 && positions.count[last] == 0) --last;
+  return fmt::format(
+      "eval at step {}{}: {} {} {:.4g}, {} {:.4g}", result.step,
+      standard ? "" : fmt::format(", suite {}", result.suite), parts_.task->score_name(),
+      result.headline == Headline::Pooled ? "pooled mean" : "mean", result.summary.value(result.headline),
+      last + 1 == positions.mean.size() ? "last position" : fmt::format("position {}", last), positions.mean[last]);
+}
+
 bool Trainer::evaluate(std::int64_t step) {
+  nlohmann::ordered_json lines = nlohmann::ordered_json::array();
+  std::vector<std::string> suite_lines;
   {
     const auto guard = evaluated_ ? std::unique_lock<std::mutex>() : building();
+    // None is written before all are there: a resume that finds one of them takes the evaluation for done.
     EvaluationResult result = evaluator_.run(step);
+    std::vector<EvaluationResult> others;
+    for (std::size_t i = 0; i < suites_.size() && !result.interrupted; ++i) {
+      others.push_back(suites_[i]->run(step));
+      result.interrupted = others.back().interrupted;
+    }
     evaluation_interrupted_ = result.interrupted;
     if (result.interrupted) return false;
     last_evaluation_ = std::move(result);
     evaluated_ = true;
+    // The standard one is last, where whoever follows the run looks for it.
+    for (const EvaluationResult& other : others) lines.push_back(other.json());
+    lines.push_back(last_evaluation_.json());
+    for (const EvaluationResult& other : others) suite_lines.push_back(headline_text(other));
   }
-  // a finished run that is run again has its line already
-  if (step != last_evaluated_) append(*eval_file_, eval_waiting_, last_evaluation_.json());
+  // a finished run that is run again has its lines already
+  if (step != last_evaluated_) append(*eval_file_, eval_waiting_, std::move(lines));
   last_evaluated_ = step;
-  const ScoreSummary& summary = last_evaluation_.summary;
-  std::string line = fmt::format("eval at step {}: {} mean {:.4g}, last position {:.4g}", step,
-                                 parts_.task->score_name(), summary.mean_from_second, summary.last);
+  std::string line = headline_text(last_evaluation_);
   if (last_evaluation_.accuracy) line += fmt::format(", whole answers {:.4g}", *last_evaluation_.accuracy);
   for (const auto& [name, values] : last_evaluation_.baselines) {
     if (name == "zero" || name == "least_squares") line += fmt::format("  ({} {:.4g})", name, values.back());
   }
   progress_->say(line);
+  for (const std::string& suite_line : suite_lines) progress_->say(suite_line);
   const std::optional<double>& accuracy = last_evaluation_.accuracy;
   if (!stop_.decided(last_evaluation_.positions.mean, accuracy)) return false;
   const double value = stop_.value(last_evaluation_.positions.mean, accuracy);
   progress_->say(fmt::format("decided at step {}: {}, got {:.4g}", step, stop_.str(), value));
   directory_.update({{"stopped", {{"step", step}, {"rule", stop_.str()}, {"value", value}}}});
   return true;
+}
+
+void Trainer::plan_evaluations() {
+  const auto guard = building();
+  evaluator_.plan();
+  for (const std::unique_ptr<Evaluator>& suite : suites_) suite->plan();
+}
+
+bool Trainer::evaluate_or_save(std::int64_t step) {
+  try {
+    return evaluate(step);
+  } catch (...) {  // whatever it was, what is trained must not be lost with it
+    try {
+      if (save_and_wait(step)) progress_->say(fmt::format("step {} is saved, its evaluation failed", step));
+    } catch (const std::exception& error) {
+      progress_->say(fmt::format("graft: warning: step {} not saved: {}", step, error.what()));
+    }
+    throw;
+  }
 }
 
 double Trainer::steps_per_second(std::int64_t step) const {
@@ -277,18 +350,16 @@ nlohmann::json Trainer::state_of_run(std::int64_t step) const {
           {"cuda", build_info().cuda},
           {"device", session_.runtime().device_name()},
           {"curriculum", {{"points", parts_.task->points_at(at)}, {"dims", parts_.task->dims_at(at)}}},
-          {"examples", step * config.train.batch},  // the data position: every example is a function of seed and index
-          {"algorithms", "heuristic"},              // matrix products: the library's own choice, nothing is timed
-          {"metrics_bytes", metrics_file_->bytes()},
-          {"eval_bytes", eval_file_->bytes()},
+          {"examples", examples_until(step)},  // the data position: every example is a function of seed and index
+          {"algorithms", "heuristic"},         // matrix products: the library's own choice, nothing is timed
+          {kMetricsBytes, metrics_file_->bytes()},
+          {kEvaluationBytes, eval_file_->bytes()},
           {"interval", with_finite_numbers(rows)}};
 }
 
 std::optional<CheckpointScore> Trainer::score_at(std::int64_t step) const {
   if (!evaluated_ || last_evaluation_.step != step) return std::nullopt;
-  const ScoreSummary& summary = last_evaluation_.summary;
-  const double mean = std::isfinite(summary.mean_from_second) ? summary.mean_from_second : summary.pooled;
-  const double value = last_evaluation_.accuracy.value_or(mean);
+  const double value = last_evaluation_.accuracy.value_or(last_evaluation_.summary.value(last_evaluation_.headline));
   if (!std::isfinite(value)) return std::nullopt;
   const std::string name(parts_.task->score_name());
   return CheckpointScore{value, name, name == "accuracy"};
@@ -296,15 +367,22 @@ std::optional<CheckpointScore> Trainer::score_at(std::int64_t step) const {
 
 void Trainer::check_room() {
   const RunConfig& config = session_.experiment().config;
-  if (first_step_ >= config.train.steps) return;
+  if (!resumed_) {
+    if (const auto left = checkpoints_.abandoned(); !left.empty()) {
+      throw DataError(fmt::format(
+          "run: {} holds no checkpoint to continue from, only branches that were left, the last one in {}; take one of "
+          "its checkpoints up with --resume PATH, or choose another --run-dir",
+          directory_.path().string(), left.back().directory.string()));
+    }
+  }
+  if (first_step_ >= config.train.steps && !foreign_) return;
+  checkpoints_.check_writable();
   const std::uint64_t each = CheckpointDirectory::bytes_needed(snapshot_.view(nlohmann::json::object()));
   const std::uint64_t available = checkpoints_.bytes_available();
-  const std::string where = checkpoints_.path().string();
   if (each > available) {
-    throw EnvironmentError(
-        fmt::format("checkpoint: {} bytes are needed in {} and {} are available: nothing that is trained could be "
-                    "saved; free some space or choose another --run-dir",
-                    each, where, available));
+    throw EnvironmentError(fmt::format(
+        "checkpoint: {}: nothing that is trained could be saved; free some space or choose another --run-dir",
+        room_text(each, checkpoints_.path(), available)));
   }
   // A new one is complete before an old one goes.
   const auto most = static_cast<std::uint64_t>(config.checkpoint.every > 0 ? config.checkpoint.keep + 1 : 1);
@@ -314,14 +392,83 @@ void Trainer::check_room() {
     progress_->say(
         fmt::format("graft: warning: checkpoints will need {} more bytes in {} and {} are available; lower "
                     "checkpoint.keep or free some space",
-                    more, where, available));
+                    more, checkpoints_.path().string(), available));
+  }
+}
+
+std::optional<AbandonedCheckpoints> Trainer::go_back() {
+  if (!foreign_) return checkpoints_.set_aside_after(first_step_);
+  // One from elsewhere is saved before anything else goes: whenever the process dies, the next start finds its place.
+  // If the run has another one of this step, that one goes first, with those after it, and the branch before it stays.
+  std::optional<AbandonedCheckpoints> abandoned;
+  if (std::filesystem::exists(checkpoints_.path() / name_of_step(first_step_))) {
+    abandoned = checkpoints_.set_aside_after(first_step_ - 1);
+  }
+  snapshot_.take();
+  snapshot_.wait();
+  nlohmann::json state = resumed_state_;
+  for (const char* key : {kMetricsBytes, kEvaluationBytes}) state.erase(key);  // of another run's or branch's logs
+  CheckpointView content = snapshot_.view(state);
+  content.score = resumed_score_;
+  checkpoints_.save(content);
+  return abandoned ? abandoned : checkpoints_.set_aside_after(first_step_);
+}
+
+void Trainer::open_logs() {
+  const JsonLinesTruncation metrics = truncate_json_lines(directory_.metrics(), first_step_);
+  const JsonLinesTruncation evaluations = truncate_json_lines(directory_.evaluations(), first_step_);
+  last_evaluated_ = evaluations.last_step;
+  metrics_file_ = std::make_unique<JsonLines>(directory_.metrics());
+  eval_file_ = std::make_unique<JsonLines>(directory_.evaluations());
+  if (!resumed_) {
+    if (const std::int64_t dropped = metrics.dropped + evaluations.dropped; dropped > 0) {
+      progress_->say(
+          fmt::format("graft: warning: {} holds no checkpoint: training starts over, and the {} lines in its "
+                      "logs are removed",
+                      directory_.path().string(), dropped));
+    }
+    return;
+  }
+  const std::int64_t every = session_.experiment().config.train.log_every;
+  const std::int64_t last_logged = first_step_ / every * every;
+  if (branched_ && metrics.last_step < last_logged) {
+    progress_->say(
+        fmt::format("graft: warning: {} lacks the lines until step {}: they are where the checkpoint comes from",
+                    directory_.metrics().string(), last_logged));
+  }
+  if (branched_) return;  // the lengths may be those of another branch's logs
+  const auto compare = [&](const JsonLines& file, const char* key) {
+    const auto saved = resumed_state_.find(key);
+    if (saved == resumed_state_.end() || !saved->is_number_unsigned()) return;
+    if (const auto expected = saved->get<std::uint64_t>(); file.bytes() < expected) {
+      progress_->say(
+          fmt::format("graft: warning: {} holds {} bytes until step {} and held {} when the checkpoint was "
+                      "saved: lines are lost",
+                      file.path().string(), file.bytes(), first_step_, expected));
+    }
+  };
+  compare(*metrics_file_, kMetricsBytes);
+  compare(*eval_file_, kEvaluationBytes);
+}
+
+void Trainer::reopen_lost_logs() {
+  for (JsonLines* file : {metrics_file_.get(), eval_file_.get()}) {
+    if (file->in_place()) continue;
+    file->reopen();
+    progress_->say(
+        fmt::format("graft: warning: {} was removed or replaced while the run went on: the lines written to the "
+                    "file before are gone, those to come go into the new one",
+                    file->path().string()));
   }
 }
 
 void Trainer::start_save(std::int64_t step) {
   if (step == last_saved_) return;
-  last_started_ = step;
+  writer_.wait();  // until then it uses the snapshot and the logs
+  report_saves();  // what is said of earlier saves comes before what is said of this one
   try {
+    directory_.check_in_place();
+    reopen_lost_logs();
     // What the checkpoint says was logged must be in the files; the writer's thread waits until it is on the disk.
     for (; !metrics_waiting_.empty(); metrics_waiting_.pop_front()) metrics_file_->append(metrics_waiting_.front());
     for (; !eval_waiting_.empty(); eval_waiting_.pop_front()) eval_file_->append(eval_waiting_.front());
@@ -330,8 +477,7 @@ void Trainer::start_save(std::int64_t step) {
     progress_->say(fmt::format("graft: warning: checkpoint of step {} not saved: {}", step, save_problem_));
     return;
   }
-  writer_.wait();  // until then the snapshot is in use
-  report_saves();
+  last_started_ = step;
   snapshot_.take();
   writer_.start({step, [this, state = state_of_run(step), score = score_at(step)] {
                    metrics_file_->sync();
@@ -384,25 +530,27 @@ bool Trainer::save_and_wait(std::int64_t step) {
 
 TrainingOutcome Trainer::run() {
   const RunConfig& config = session_.experiment().config;
+  progress_ = std::make_unique<Progress>(out_, first_step_, config.train.steps);
+  check_room();
+  plan_evaluations();
   // Before anything of the old branch is cut: a crash from here on must find no later checkpoint to continue from.
   std::optional<AbandonedCheckpoints> abandoned;
-  if (std::exchange(branched_, false)) abandoned = checkpoints_.set_aside_after(first_step_);
-  truncate_json_lines(directory_.metrics(), first_step_);
-  last_evaluated_ = truncate_json_lines(directory_.evaluations(), first_step_).last_step;
-  metrics_file_ = std::make_unique<JsonLines>(directory_.metrics());
-  eval_file_ = std::make_unique<JsonLines>(directory_.evaluations());
-  progress_ = std::make_unique<Progress>(out_, first_step_, config.train.steps);
+  if (branched_) abandoned = go_back();
+  open_logs();
   if (abandoned) {
     progress_->say(
         fmt::format("{} checkpoints after step {} are set aside in {}; `graft ckpt gc --abandoned` removes them",
                     abandoned->checkpoints.size(), first_step_, abandoned->directory.string()));
   }
   if (!moved_.empty()) progress_->say(moved_);
-  check_room();
   std::optional<SignalGuard> signals;
   if (options_.guards_signals) signals.emplace();
-  evaluator_.watch([] { return SignalGuard::received() != 0; },
-                   [this](const std::string& line) { progress_->say(line); });
+  const auto watch = [this](Evaluator& evaluator) {
+    evaluator.watch([] { return SignalGuard::received() != 0; },
+                    [this](const std::string& line) { progress_->say(line); });
+  };
+  watch(evaluator_);
+  for (const std::unique_ptr<Evaluator>& suite : suites_) watch(*suite);
   started_ = Clock::now();
 
   const auto due = [](std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; };
@@ -415,7 +563,7 @@ TrainingOutcome Trainer::run() {
   if (step > 0 && step < config.train.steps && due(step, config.eval.every) && last_evaluated_ != step) {
     evaluated = true;
   }
-  bool decided = evaluated && evaluate(step);
+  bool decided = evaluated && evaluate_or_save(step);
   QueueDepth queue;
   while (step < config.train.steps && !decided && SignalGuard::received() == 0) {
     step_once(step);
@@ -433,7 +581,7 @@ TrainingOutcome Trainer::run() {
       if (boundary) collect(true);
     }
     evaluated = due(step, config.eval.every);
-    decided = evaluated && evaluate(step);
+    decided = evaluated && evaluate_or_save(step);
     // The last one waits for its evaluation and is not written in the background.
     if (due(step, config.checkpoint.every) && step < config.train.steps && !decided) start_save(step);
     if (boundary) queue.restart();
@@ -444,13 +592,14 @@ TrainingOutcome Trainer::run() {
   TrainingOutcome outcome;
   outcome.step = step;
   outcome.signal = step < config.train.steps && !decided ? SignalGuard::received() : 0;
-  if (outcome.signal == 0 && !evaluated) decided = evaluate(step);
+  if (outcome.signal == 0 && !evaluated) decided = evaluate_or_save(step);
   if (evaluation_interrupted_) outcome.signal = SignalGuard::received();
   outcome.stopped = decided;
   if (!save_and_wait(step)) {
     throw EnvironmentError(
-        fmt::format("step {} is not saved: {}; make room and run the same command to continue from step {}", step,
-                    save_problem_, std::max<std::int64_t>(last_saved_, 0)));
+        fmt::format("step {} is not saved: {}; {} to continue from step {}", step, save_problem_,
+                    directory_.in_place() ? "make room and run the same command" : "say with --run-dir where it is now",
+                    std::max<std::int64_t>(last_saved_, 0)));
   }
   outcome.evaluation = last_evaluation_;
   outcome.parameter_hash = session_.experiment().params.hash(session_.ctx());

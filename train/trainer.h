@@ -29,7 +29,7 @@ namespace graft {
 /// How training ended.
 struct TrainingOutcome {
   std::int64_t step = 0;
-  int signal = 0;        // SIGINT or SIGTERM if one ended it
+  int signal = 0;        // SIGINT, SIGTERM or SIGHUP if one ended it
   bool stopped = false;  // its StopRule was met
   EvaluationResult evaluation;
   std::uint64_t parameter_hash = 0;
@@ -44,15 +44,19 @@ struct TrainerOptions {
   std::function<Context(const Context&)> intercept = {};  // StepParts::intercept; tests inject faults with it
 };
 
+/// Throws ConfigError if a checkpoint belongs to another configuration than `config`, NumericsError if it holds numbers
+/// that are not finite.
+void require_continuable(const CheckpointData& checkpoint, const RunConfig& config);
+
 /// When to warm up, capture, evaluate and save; no arithmetic. One graph for each number of points: the first step of a
 /// stage runs eagerly, then the step is captured and replayed.
 class Trainer {
  public:
   Trainer(Session& session, RunDirectory& directory, std::FILE* out, TrainerOptions options = {});
 
-  /// Continues from a checkpoint. Throws ConfigError if it belongs to another configuration, DataError if it was
-  /// elsewhere in the curriculum than this program would be. `branched`: the run may hold later ones, which run() sets
-  /// aside before it trains, so that nothing continues from them by mistake.
+  /// Continues from a checkpoint. Throws like require_continuable(), DataError if it was elsewhere in the curriculum
+  /// than this program would be. `branched`: the run may hold later ones, which run() sets aside before it trains, so
+  /// that nothing continues from them by mistake, and may not hold this one, which then becomes one of its own.
   void resume(const CheckpointData& checkpoint, bool branched = false);
   [[nodiscard]] TrainingOutcome run();
 
@@ -66,9 +70,20 @@ class Trainer {
   [[noreturn]] void stop_for_numerics(const MetricsRow& row);
   /// Whether the run is decided. A signal may leave the evaluation undone: then a resume starts with it.
   bool evaluate(std::int64_t step);
+  /// The same; saves before it passes on what was thrown.
+  bool evaluate_or_save(std::int64_t step);
+  /// Throws OutOfMemoryError if there is no room for an evaluation.
+  void plan_evaluations();
   [[nodiscard]] std::unique_lock<std::mutex> building() const;
-  /// Throws EnvironmentError if not even one checkpoint would find room; says so where there is little.
+  /// Throws EnvironmentError if not even one checkpoint could be written, DataError if this is a start and there are
+  /// only branches that were left; says so where there is little room.
   void check_room();
+  /// After resume(..., true): makes its checkpoint the newest one of the run.
+  std::optional<AbandonedCheckpoints> go_back();
+  /// Cuts the logs back to where training begins and opens them. What is lost in them is said.
+  void open_logs();
+  /// Says if a log has been removed or replaced, and goes on in a new one.
+  void reopen_lost_logs();
   /// Starts to save; the device goes on as soon as it has copied its state. A save that comes while another is being
   /// written waits for it: every checkpoint that is asked for is written.
   void start_save(std::int64_t step);
@@ -82,6 +97,10 @@ class Trainer {
   void append(JsonLines& file, std::deque<nlohmann::ordered_json>& waiting, nlohmann::ordered_json line);
   [[nodiscard]] double steps_per_second(std::int64_t step) const;
   [[nodiscard]] double tokens_until(std::int64_t step) const;
+  /// Examples that the first `step` steps read.
+  [[nodiscard]] std::int64_t examples_until(std::int64_t step) const;
+  /// What the terminal shows of an evaluation, of the standard one only its start.
+  [[nodiscard]] std::string headline_text(const EvaluationResult& result) const;
 
   Session& session_;
   RunDirectory& directory_;
@@ -91,6 +110,7 @@ class Trainer {
   StepParts parts_;
   MetricsRing metrics_;
   Evaluator evaluator_;
+  std::vector<std::unique_ptr<Evaluator>> suites_;  // eval.suites
   CheckpointDirectory checkpoints_;
   std::unique_ptr<StepGraph> graph_;
   std::int64_t graph_points_ = 0;
@@ -109,7 +129,10 @@ class Trainer {
   bool evaluated_ = false;            // by this process: the graph of evaluations is captured
   std::int64_t last_started_ = -1;    // save
   std::int64_t last_nonfinite_ = -1;  // save
-  bool branched_ = false;
+  bool resumed_ = false, branched_ = false;
+  bool foreign_ = false;          // the checkpoint that was resumed is not among the run's own
+  nlohmann::json resumed_state_;  // its state.json
+  std::optional<CheckpointScore> resumed_score_;
   std::string moved_;  // what a resume has to say when the run starts
   EvaluationResult last_evaluation_;
   HostSnapshot snapshot_;

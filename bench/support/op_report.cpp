@@ -1,45 +1,59 @@
 #include "bench/support/op_report.h"
 
-#include <fmt/format.h>
-
-#include "engine/error.h"
+#include <string>
+#include <utility>
 
 namespace graft::bench {
 
-OpReport::OpReport(std::size_t width, const std::string& json_path)
-    : width_(width), path_(json_path), table_(benchmark::ConsoleReporter::OO_Tabular) {
-  if (path_.empty()) return;
-  file_.open(path_);
-  if (!file_) throw EnvironmentError(fmt::format("bench ops: {} cannot be written", path_));
-  json_.SetOutputStream(&file_);
+OpReport::OpReport(std::size_t width, Table& table, ResultFile& file)
+    : width_(width),
+      table_(table),
+      file_(file),
+      json_text_(std::ios::ate),
+      console_(benchmark::ConsoleReporter::OO_Tabular) {
+  console_.SetOutputStream(&text_);
+  json_.SetOutputStream(&json_text_);
 }
 
 bool OpReport::ReportContext(const Context& context) {
   Context plain = context;
   plain.name_field_width = width_;
-  return table_.ReportContext(plain) && (path_.empty() || json_.ReportContext(plain));
+  const bool wanted = console_.ReportContext(plain) && json_.ReportContext(plain);
+  show();
+  return wanted;
 }
 
 void OpReport::ReportRuns(const std::vector<Run>& runs) {
   std::vector<Run> plain = runs;
-  std::erase_if(plain, [](const Run& run) { return run.error_occurred; });
+  std::erase_if(plain, [](const Run& run) { return run.error_occurred && run.error_message == kNotRun; });
   if (plain.empty()) return;
   for (Run& run : plain) {
     run.run_name.iterations.clear();
     run.run_name.time_type.clear();
   }
-  table_.ReportRuns(plain);
-  table_.GetOutputStream().flush();
-  if (!path_.empty()) json_.ReportRuns(plain);
+  console_.ReportRuns(plain);
+  show();
+  json_.ReportRuns(plain);
+  save();
 }
 
 void OpReport::Finalize() {
-  table_.Finalize();
-  if (!path_.empty()) json_.Finalize();
+  console_.Finalize();
+  show();
+  save();
 }
 
-void OpReport::close() {
-  if (!path_.empty() && !file_.flush()) throw EnvironmentError(fmt::format("bench ops: {} cannot be written", path_));
+void OpReport::show() {
+  table_.print(text_.str());
+  text_.str({});
+}
+
+/// What there is so far, with the end that the harness would write now.
+void OpReport::save() {
+  std::string so_far = json_text_.str();
+  json_.Finalize();
+  file_.write(json_text_.str());
+  json_text_.str(std::move(so_far));
 }
 
 }  // namespace graft::bench

@@ -4,8 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <iostream>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,9 +13,11 @@
 #include "bench/support/bench.h"
 #include "bench/support/name_filter.h"
 #include "bench/support/op_report.h"
+#include "bench/support/results.h"
 #include "bench/support/timer.h"
 #include "engine/error.h"
 #include "engine/step_graph.h"
+#include "train/command.h"
 #include "train/session.h"
 #include "train/signals.h"
 
@@ -128,29 +128,39 @@ int run_op_benchmarks(const OpRunOptions& options) {
                     options.filter, options.precision.empty() ? "" : " and --precision " + options.precision));
   }
   if (options.list) {
-    for (const Selected& item : selected) fmt::print("{}\n", item.name);
+    std::string names;
+    for (const Selected& item : selected) names += item.name + "\n";
+    write_output(names);
     return static_cast<int>(ExitCode::kDone);
   }
 
   const SignalGuard signals;
-  OpReport report(width, options.json);
+  ResultFile file("bench ops", options.json);
+  Table table;
+  Failures failures;
+  OpReport report(width, table, file);
   std::size_t done = 0;
   std::map<Precision, std::unique_ptr<Bed>> beds;
   for (const Selected& item : selected) {
-    benchmark::RegisterBenchmark(item.name.c_str(),
-                                 [&item, &beds, &options, &done, device](benchmark::State& state) {
-                                   // A table that nobody reads is no reason to go on either.
-                                   if (!std::cout && options.json.empty()) return state.SkipWithError("not read");
-                                   try {
-                                     SignalGuard::check("before a benchmark");
-                                     std::unique_ptr<Bed>& bed = beds[item.precision];
-                                     if (bed == nullptr) bed = make_bed(device, item.precision, options.threads);
-                                     run_one(state, *item.op, *bed, options.warm);
-                                     ++done;
-                                   } catch (const InterruptedError& error) {
-                                     state.SkipWithError(error.what());
-                                   }
-                                 })
+    benchmark::RegisterBenchmark(
+        item.name.c_str(),
+        [&item, &beds, &options, &done, &table, &file, &failures, device](benchmark::State& state) {
+          // A table that nobody reads is no reason to go on.
+          if (!table.arrives() && !file.wanted()) return state.SkipWithError(OpReport::kNotRun);
+          try {
+            SignalGuard::check("before a benchmark");
+            std::unique_ptr<Bed>& bed = beds[item.precision];
+            if (bed == nullptr) bed = make_bed(device, item.precision, options.threads);
+            run_one(state, *item.op, *bed, options.warm);
+            ++done;
+          } catch (const InterruptedError&) {
+            state.SkipWithError(OpReport::kNotRun);
+          } catch (const std::exception& error) {
+            // What it took, and what state its stream is in, must not trouble the others.
+            beds.erase(item.precision);
+            state.SkipWithError(failures.add(item.name, error).c_str());
+          }
+        })
         ->UseManualTime()
         ->Iterations(1)
         ->Unit(benchmark::kMicrosecond);
@@ -161,13 +171,14 @@ int run_op_benchmarks(const OpRunOptions& options) {
   benchmark::Initialize(&count, arguments);
   const std::string name = open_runtime(device, {options.threads})->device_name();
   benchmark::AddCustomContext("device", name);
-  fmt::print("{}: captured replays, {}; Time is the median of {} batches\n", name,
-             options.warm ? "caches warm" : "L2 cold (inputs rotate)", kBatches);
-  std::fflush(stdout);  // the table goes through std::cout
+  table.print(fmt::format("{}: captured replays, {}; Time is the median of {} batches\n", name,
+                          options.warm ? "caches warm" : "L2 cold (inputs rotate)", kBatches));
   benchmark::RunSpecifiedBenchmarks(&report, "all");
   benchmark::Shutdown();
-  report.close();
+  file.close();
   SignalGuard::check(interruption_text(done, selected.size()));
+  table.close(file);
+  failures.check("bench ops", selected.size());
   return static_cast<int>(ExitCode::kDone);
 }
 

@@ -3,13 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <map>
-#include <optional>
-#include <stdexcept>
 #include <utility>
 
 #include "engine/philox.h"
@@ -19,6 +15,7 @@
 #include "tests/support/gradcheck.h"
 #include "tests/support/parity.h"
 #include "tests/support/random.h"
+#include "tests/support/share.h"
 
 namespace graft::test {
 
@@ -361,35 +358,9 @@ double gradcheck(const Op& op, const std::vector<HostTensor>& inputs) {
   return worst;
 }
 
-namespace {
-
-/// GRAFT_TEST_SHARD = "k/n" gives this process every n-th comparison on the GPU from the k-th on, each without the
-/// second run for equal bits: tools that slow kernels down a thousandfold share a long test case among processes.
-std::optional<std::pair<int, int>> shard() {
-  static const auto read = []() -> std::optional<std::pair<int, int>> {
-    std::pair<int, int> parts;
-    const char* text = std::getenv("GRAFT_TEST_SHARD");
-    if (text == nullptr) return std::nullopt;
-    char end = 0;
-    if (std::sscanf(text, "%d/%d%c", &parts.first, &parts.second, &end) != 2 || parts.first < 0 ||
-        parts.first >= parts.second) {
-      throw std::runtime_error(fmt::format("GRAFT_TEST_SHARD: '{}' is not K/N with 0 <= K < N", text));
-    }
-    return parts;
-  }();
-  return read;
-}
-
-bool is_in_shard() {
-  static int calls = 0;
-  return !shard() || calls++ % shard()->second == shard()->first;
-}
-
-}  // namespace
-
 void check_parity(Backend backend, Precision precision, const Op& op, const std::vector<HostTensor>& inputs,
                   Tolerance tolerance, const GradientScale& scale) {
-  if (backend == Backend::Cuda && !is_in_shard()) return;
+  if (backend == Backend::Cuda && !in_share()) return;
   std::vector<HostTensor> rounded_inputs = inputs;
   for (HostTensor& input : rounded_inputs) input.values = rounded(input.values, dtype_of_role(input.role, precision));
   const TestDevice device(backend, precision);
@@ -403,7 +374,8 @@ void check_parity(Backend backend, Precision precision, const Op& op, const std:
   const TestDevice reference_device(Backend::Cpu, Precision::Fp64);
   const OpResult expected = run_op(reference_device, op, rounded_inputs, cotangents);
   const OpResult got = run_op(device, op, rounded_inputs, cotangents);
-  const OpResult again = shard() ? got : run_op(device, op, rounded_inputs, cotangents);
+  // Not under a tool, which sees nothing in the second run that it did not see in the first.
+  const OpResult again = is_shared() ? got : run_op(device, op, rounded_inputs, cotangents);
   const OpResult accumulated = run_op(device, op, rounded_inputs, cotangents, true);
 
   const std::string label = fmt::format("{} {} ", name_of(backend), name_of(precision));

@@ -1,7 +1,10 @@
 // The program as its users meet it: exit codes, messages, files, signals.
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -44,6 +47,23 @@ std::vector<std::pair<std::string, std::string>> files_in(const fs::path& direct
   std::sort(files.begin(), files.end());
   return files;
 }
+
+/// A limit that the processes started meanwhile inherit.
+class Limit {
+ public:
+  Limit(__rlimit_resource what, std::uint64_t value) : what_(what) {
+    REQUIRE(::getrlimit(what, &before_) == 0);
+    const rlimit limit{value, before_.rlim_max};
+    REQUIRE(::setrlimit(what, &limit) == 0);
+  }
+  ~Limit() { ::setrlimit(what_, &before_); }
+  Limit(const Limit&) = delete;
+  Limit& operator=(const Limit&) = delete;
+
+ private:
+  __rlimit_resource what_;
+  rlimit before_{};
+};
 
 void check_refused(const Result& result, int code, const std::string& names) {
   CAPTURE(result.err);
@@ -182,6 +202,14 @@ TEST_CASE("command line: a run that does not fit says what takes the memory and 
       {"sweep", "run", "fit.sweep.toml", "--device", "cpu", "-o", "model.width=512", "-o", "task.points=100"});
   CHECK(sweep.code == 3);
   CHECK(sweep.err.find("what would fit: train.batch = ") != std::string::npos);
+  CHECK(sweep.err.find("--jobs") == std::string::npos);  // it was alone
+
+  write_contents(place / "two.sweep.toml",
+                 "[sweep]\nbase = \"tiny.toml\"\n[[sweep.grid]]\ntrain.batch = [1000000]\nrun.seed = [0, 1]\n");
+  const Result two = place.graft({"sweep", "run", "two.sweep.toml", "--jobs", "2", "--device", "cpu", "-o",
+                                  "model.width=512", "-o", "task.points=100"});
+  CHECK(two.code == 3);
+  CHECK(two.err.find("2 runs share the memory: a smaller --jobs") != std::string::npos);
 }
 
 TEST_CASE("command line: plans show what recomputation saves") {
@@ -250,6 +278,127 @@ TEST_CASE("command line: benchmarks go by the names that are listed") {
     CHECK(row.at("name").get<std::string>().ends_with("/fp32"));
     CHECK(row.at("real_time").get<double>() > 0);
     CHECK(row.at("of_copy").get<double>() > 0);
+  }
+}
+
+bool has_bench(const Workplace& place) { return place.graft({"--help"}).out.find("bench") != std::string::npos; }
+
+/// How many rows of a benchmark's JSON have `error` in them.
+std::size_t failed_rows(const nlohmann::json& rows, const char* error) {
+  return static_cast<std::size_t>(
+      std::count_if(rows.begin(), rows.end(), [&](const nlohmann::json& row) { return row.contains(error); }));
+}
+
+TEST_CASE("command line: a benchmark that fails is in the results with its error, and the others are timed") {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return;  // their own memory is beyond every limit
+#endif
+  const Workplace place;
+  if (!has_bench(place)) return;
+  const auto limited = [&](const std::vector<std::string>& arguments) {
+    const Limit memory(RLIMIT_DATA, 1'000'000'000);
+    return place.graft(arguments);
+  };
+  const Result ops = limited({"bench", "ops", "--device", "cpu", "--threads", "1", "--warm", "--json", "ops.json",
+                              "--filter", "^adam/(2400000|85000000|9500032)/fp32$"});
+  check_refused(ops, 3, "bench ops: 1 of 3 benchmarks failed, first adam/85000000/fp32: out of ");
+  CHECK(ops.out.find("ERROR OCCURRED: 'out of ") != std::string::npos);
+  const nlohmann::json timed = nlohmann::json::parse(contents(place / "ops.json")).at("benchmarks");
+  REQUIRE(timed.size() == 3);
+  CHECK(failed_rows(timed, "error_message") == 1);
+  CHECK(timed[1].at("error_message").get<std::string>().starts_with("out of "));
+  CHECK(timed[2].at("real_time").get<double>() > 0);
+
+  const Result step = limited({"bench", "step", "--device", "cpu", "--threads", "1", "--json", "step.json", "-o",
+                               "train.batch=24", "--filter", "^icl_transformer_(12x256_T202|2x128_T82)/fp32$"});
+  check_refused(step, 3, "bench step: 1 of 2 benchmarks failed, first icl_transformer_12x256_T202/fp32: out of memory");
+  CHECK(step.out.find("failed: out of memory") != std::string::npos);
+  const nlohmann::json rows = nlohmann::json::parse(contents(place / "step.json")).at("rows");
+  REQUIRE(rows.size() == 2);
+  CHECK(failed_rows(rows, "error") == 1);
+  CHECK(rows[0].at("error").get<std::string>().starts_with("out of memory"));
+  CHECK(rows[1].at("captured_ms").get<double>() > 0);
+
+  // A mistake in a configuration is found before anything is timed.
+  const Result mistake =
+      place.graft({"bench", "step", "--device", "cpu", "--json", "none.json", "-o", "model.heads=3"});
+  check_refused(mistake, 2, "model.heads");
+  CHECK(mistake.out.empty());
+  CHECK_FALSE(fs::exists(place / "none.json"));
+  check_refused(place.graft({"bench", "step", "--device", "cpu", "--json", "nowhere/out.json"}), 3, "nowhere/out.json");
+}
+
+TEST_CASE("command line: the results of benchmarks are whole in their file while others run") {
+  const Workplace place;
+  if (!has_bench(place)) return;
+  write_contents(place / "ops.json", "earlier");
+  Process process(place.path(), {"bench", "ops", "--device", "cpu", "--threads", "1", "--warm", "--json", "ops.json",
+                                 "--filter", "^activation/.*fp32$"});
+  for (int i = 0; i < 60000 && contents(place / "ops.json") == "earlier"; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  process.signal(SIGKILL);
+  static_cast<void>(process.wait());
+  const nlohmann::json written = nlohmann::json::parse(contents(place / "ops.json"));
+  CHECK(written.at("context").at("device").is_string());
+  REQUIRE_FALSE(written.at("benchmarks").empty());
+  CHECK(written.at("benchmarks")[0].at("real_time").get<double>() > 0);
+}
+
+TEST_CASE("command line: results that cannot be printed are exit code 3") {
+  const Workplace place;
+  REQUIRE(place
+              .graft({"train", "tiny.toml", "--device", "cpu", "--threads", "1", "--run-dir", "run", "-o",
+                      "train.steps=4", "-o", "schedule.warmup=0"})
+              .code == 0);
+  write_contents(place / "few.sweep.toml", "[sweep]\nbase = \"tiny.toml\"\n[[sweep.grid]]\nrun.seed = [0, 1]\n");
+  const std::string checkpoint = "run/ckpt/step_4";
+  std::vector<std::vector<std::string>> commands = {{"--help"},
+                                                    {"--version"},
+                                                    {"train", "--help"},
+                                                    {"train", "tiny.toml", "--dry-run"},
+                                                    {"eval", "run", "--device", "cpu"},
+                                                    {"eval", "run", "--device", "cpu", "--out", "eval.jsonl"},
+                                                    {"inspect", "tiny.toml"},
+                                                    {"inspect", "tiny.toml", "--json"},
+                                                    {"sample", "tiny.toml"},
+                                                    {"sample", "tiny.toml", "--json"},
+                                                    {"config", "check", "tiny.toml"},
+                                                    {"config", "check", "tiny.toml", "--resolved"},
+                                                    {"config", "explain"},
+                                                    {"config", "explain", "optimizer.lr"},
+                                                    {"config", "schema"},
+                                                    {"ckpt", "ls", "run"},
+                                                    {"ckpt", "ls", "run", "--json"},
+                                                    {"ckpt", "verify", "run"},
+                                                    {"ckpt", "gc", "run", "--dry-run"},
+                                                    {"ckpt", "diff", checkpoint, checkpoint},
+                                                    {"ckpt", "diff", checkpoint, checkpoint, "--json"},
+                                                    {"sweep", "plan", "few.sweep.toml"},
+                                                    {"sweep", "status", "few.sweep.toml"}};
+  const std::vector<std::string> ops = {"bench",  "ops",       "--device",
+                                        "cpu",    "--threads", "1",
+                                        "--warm", "--filter",  "^activation/forward/gelu_tanh/5248x512/fp32$"};
+  if (has_bench(place)) {
+    commands.push_back({"bench", "ops", "--device", "cpu", "--list"});
+    commands.push_back({"bench", "step", "--list"});
+    commands.push_back(ops);
+    commands.push_back({"bench", "step", "--device", "cpu"});
+    commands.push_back(ops);
+    commands.back().insert(commands.back().end(), {"--json", "ops.json"});
+  }
+  const int full = ::open("/dev/full", O_WRONLY | O_CLOEXEC);
+  REQUIRE(full >= 0);
+  for (const std::vector<std::string>& arguments : commands) {
+    CAPTURE(fmt::format("{}", fmt::join(arguments, " ")));
+    Process process(place.path(), arguments, {.out = full});
+    const int code = process.wait();
+    check_refused({code, {}, process.err()}, 3, "graft: error: stdout cannot be written: No space left on device");
+  }
+  ::close(full);
+  CHECK_FALSE(contents(place / "eval.jsonl").empty());
+  if (has_bench(place)) {  // somebody wants the file
+    CHECK(nlohmann::json::parse(contents(place / "ops.json")).at("benchmarks").size() == 1);
   }
 }
 
@@ -373,6 +522,45 @@ TEST_CASE("command line: a run's directory takes no other configuration, and --r
   arguments.back() = "folder";
   check_refused(place.graft(arguments), 2, "folder");
   CHECK(files_in(place / "folder").size() == 1);
+}
+
+TEST_CASE("command line: eval on a disk that fills up keeps the lines that fit, and prints the one that does not") {
+  const Workplace place;
+  REQUIRE(place.graft(train_arguments({"-o", "train.steps=4", "-o", "schedule.warmup=0"})).code == 0);
+  const std::vector<std::string> arguments = {"eval",  "run",       "--suite", "all", "--device",
+                                              "cpu",   "--threads", "1",       "-o",  "eval.baselines=[]",
+                                              "--out", "eval.jsonl"};
+  REQUIRE(place.graft(arguments).code == 0);
+  const std::vector<nlohmann::json> whole = lines_without_times(place / "eval.jsonl");
+  REQUIRE(whole.size() > 3);
+  const std::string text = contents(place / "eval.jsonl");
+  const std::size_t first = text.find('\n') + 1, second = text.find('\n', first) + 1;
+
+  int ends[2];  // the limit is on files
+  REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+  int code = 0;
+  std::string err;
+  {
+    const Limit size(RLIMIT_FSIZE, (first + second) / 2);
+    Process process(place.path(), arguments, {.out = ends[1]});
+    code = process.wait();
+    err = process.err();
+  }
+  ::close(ends[1]);
+  std::string out(1U << 16U, '\0');
+  out.resize(static_cast<std::size_t>(std::max<ssize_t>(::read(ends[0], out.data(), out.size()), 0)));
+  ::close(ends[0]);
+
+  const std::string suite = whole[1].at("suite").get<std::string>();
+  check_refused({code, {}, err}, 3,
+                fmt::format("eval: suite {} is on stdout only, 1 of {} evaluations are in the file: eval.jsonl is not "
+                            "written any further: File too large (",
+                            suite, whole.size()));
+  CHECK(err.find(fmt::format(" bytes are needed in {} and ", place.path().string())) != std::string::npos);
+  CHECK(lines_without_times(place / "eval.jsonl") == std::vector<nlohmann::json>{whole[0]});
+  CHECK(contents(place / "eval.jsonl").ends_with("}\n"));
+  CHECK(out.find(fmt::format(", suite {}, ", suite)) != std::string::npos);
+  CHECK(out.find(fmt::format(", suite {}, ", whole[2].at("suite").get<std::string>())) == std::string::npos);
 }
 
 /// A longer run of the same model: time for a signal to arrive.

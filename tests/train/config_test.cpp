@@ -289,6 +289,10 @@ TEST_CASE("config: conditions between keys name both") {
                 "100 is not a multiple of eval.batch = 64; nearest that are: 64, 128");
   check_refused(minimal + "[eval]\nprompts = 10\n", "nearest that are: 64\n");
   check_refused(minimal + "[optimizer]\nweight_decay = 0.1\n", "0.1 has no effect with optimizer.name = \"adam\"");
+  check_refused(minimal + "[optimizer]\neps = 1e-46\n", "optimizer.eps: got 1e-46, expected at least 1.18e-38");
+  CHECK(parse_config(minimal + "[optimizer]\neps = 1.2e-38\n", "x.toml").optimizer.eps == 1.2e-38);
+  CHECK(parse_config(minimal + "[optimizer]\neps = 1e-46\n[train]\nprecision = \"fp64\"\n", "x.toml").optimizer.eps ==
+        1e-46);
   check_refused(minimal + "[schedule]\nname = \"cosine\"\nwarmup = 20\n[train]\nsteps = 10\n",
                 "schedule.warmup: 20 steps are more than schedule.total = 10, which comes from train.steps");
   check_refused(minimal + "[schedule]\nevery = 100\n",
@@ -320,6 +324,14 @@ TEST_CASE("config: models that cannot be built or trained are refused where they
   check_refused(task + "pattern = \"A\"\nwidth = 100\n", "model.heads: 8 does not divide model.width = 100");
   check_refused(task + "pattern = \"F\"\nwidth = 16384\n", "x.toml:5:9: model.width: got 16384, expected at most 8192");
   check_refused(task + "pattern = \"M\"\nstate = 512\n", "x.toml:5:9: model.state: got 512, expected at most 256");
+  for (const char* preset : {"s4", "s4_mamba"}) {
+    const std::string text = task + "preset = \"" + preset + "\"\n";
+    const std::string expected = ", expected an even number in [2, 128]: an S4D layer's modes come in conjugate pairs";
+    check_refused(text + "state = 15\n", "x.toml:5:9: model.state: got 15" + expected);
+    check_refused(text, "-o model.state=15: model.state: got 15" + expected, {"model.state=15"});
+    check_refused(text + "state = 130\n", "x.toml:5:9: model.state: got 130" + expected);
+    CHECK(refusal(text + "state = 128\n").empty());
+  }
   check_refused(task + "preset = \"transformer\"\nlayers = 1000\n", "more than 1000 layers");
   check_refused(task + "preset = \"transformer\"\nposition_rows = 81\n",
                 "x.toml:5:17: model.position_rows: got 81, expected at least the 82 tokens of the longest prompt");

@@ -144,6 +144,12 @@ TEST_CASE("evaluation: baselines come from the cache the second time, and from n
 
   write_contents(cache, "{ damaged");
   CHECK(evaluate(tiny_config(), Backend::Cpu, 1, cache).baselines == first.baselines);
+  for (const nlohmann::json& wrong : {nlohmann::json{1.0}, nlohmann::json::array(), nlohmann::json(6, 1.0)}) {
+    saved = nlohmann::json::parse(contents(cache));
+    saved.at("positions").at("zero") = wrong;  // another number of positions
+    write_contents(cache, saved.dump());
+    CHECK(evaluate(tiny_config(), Backend::Cpu, 1, cache).baselines == first.baselines);
+  }
 }
 
 TEST_CASE("evaluation: baselines may be chosen, or none") {

@@ -39,6 +39,18 @@ TEST_CASE("json lines: one object a line, numbers that are not finite as strings
   CHECK_THROWS_AS((void)number_of("ten"), DataError);
 }
 
+TEST_CASE("json lines: the lines of an array come in one write, or none does") {
+  const TemporaryDirectory directory;
+  JsonLines lines(directory / "eval.jsonl");
+  nlohmann::ordered_json several = nlohmann::ordered_json::array();
+  several.push_back({{"step", 1}, {"suite", "a"}});
+  several.push_back({{"step", 1}, {"suite", "b"}});
+  lines.append(several);
+  lines.append({{"step", 2}});
+  CHECK(contents(lines.path()) == "{\"step\":1,\"suite\":\"a\"}\n{\"step\":1,\"suite\":\"b\"}\n{\"step\":2}\n");
+  CHECK(lines.bytes() == contents(lines.path()).size());
+}
+
 TEST_CASE("json lines: doubles come back exactly") {
   const TemporaryDirectory directory;
   JsonLines lines(directory / "metrics.jsonl");

@@ -23,6 +23,7 @@
 #include "ops/clip.h"
 #include "tests/support/faults.h"
 #include "tests/support/parity.h"
+#include "tests/support/share.h"
 #include "tests/support/temporary_directory.h"
 #include "tests/train/tiny_run.h"
 #include "train/json_lines.h"
@@ -95,6 +96,7 @@ RunConfig steady_config(const std::string& precision, const std::vector<std::str
 /// One value that is not finite in one gradient at one step: that update and no other is left out, whole; and which
 /// gradient it was is known.
 void check_one_skip(Backend backend, const std::string& precision, std::uint32_t trial) {
+  if (!in_share(fmt::format("{} trial {}", precision, trial))) return;
   const RunConfig config = steady_config(precision);
   const Experiment shape(config);
   const auto& entries = shape.params.entries();
@@ -268,6 +270,7 @@ TEST_CASE("numerics: CUDA: a summary counts and finds what is not finite") {
 /// After ten in a row the state stands still, and the search names the launch that was hit.
 void check_origin(Backend backend, const std::string& precision, const std::string& preset,
                   const std::vector<std::string>& more = {}) {
+  if (!in_share(preset + " " + precision)) return;
   CAPTURE(preset);
   CAPTURE(precision);
   std::vector<std::string> keys = {"model.preset=" + preset};
@@ -352,6 +355,7 @@ TEST_CASE("numerics: CUDA: ten in a row stand still, and the launch that was hit
 
 /// A value in an activation: the launch that wrote the activation is found, not one of the many that it spread to.
 void check_activation(Backend backend, const std::string& precision) {
+  if (!in_share(precision)) return;
   const RunConfig config = steady_config(precision);
   std::vector<std::pair<std::string, std::pair<std::string, int>>> launches;  // kernel, its first new float tensor
   {

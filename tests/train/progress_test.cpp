@@ -1,9 +1,12 @@
 #include "train/progress.h"
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <stdlib.h>  // NOLINT(modernize-deprecated-headers): setenv and posix_openpt are POSIX
+#include <unistd.h>
 
+#include <array>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <string>
@@ -72,6 +75,54 @@ TEST_CASE("progress: elsewhere than on a terminal the last step gets a line, wit
   CHECK(text.ends_with("\n"));
   CHECK(text.find('\r') == std::string::npos);
   CHECK(text.find('\x1b') == std::string::npos);
+}
+
+/// What a terminal of this kind (nullptr: none is named) gets.
+std::string on_terminal(const char* kind) {
+  const char* const given = std::getenv("TERM");
+  const std::string before = given == nullptr ? "" : given;
+  if (kind == nullptr) {
+    unsetenv("TERM");
+  } else {
+    setenv("TERM", kind, 1);
+  }
+  const int terminal = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  REQUIRE(terminal >= 0);
+  REQUIRE(grantpt(terminal) == 0);
+  REQUIRE(unlockpt(terminal) == 0);
+  std::FILE* const out = std::fopen(ptsname(terminal), "w");
+  REQUIRE(out != nullptr);
+  {
+    Progress progress(out, 0, 3);
+    progress.update(3, 0.125);
+    progress.say("a line");
+  }
+  std::string text;
+  std::array<char, 256> part{};
+  while (text.find("a line") == std::string::npos) {
+    const ssize_t count = read(terminal, part.data(), part.size());
+    REQUIRE(count > 0);
+    text.append(part.data(), static_cast<std::size_t>(count));
+  }
+  std::fclose(out);
+  close(terminal);
+  if (given == nullptr) {
+    unsetenv("TERM");
+  } else {
+    setenv("TERM", before.c_str(), 1);
+  }
+  return text;
+}
+
+TEST_CASE("progress: escape sequences are for terminals that know them") {
+  const std::string rewritten = on_terminal("xterm");
+  CHECK(rewritten.find("\x1b[K") != std::string::npos);
+  CHECK(rewritten.find("[====") != std::string::npos);
+  for (const char* kind : {"dumb", "", static_cast<const char*>(nullptr)}) {
+    const std::string plain = on_terminal(kind);
+    CHECK(plain.find('\x1b') == std::string::npos);
+    CHECK(plain.starts_with("step 3/3  loss 0.125"));
+  }
 }
 
 TEST_CASE("progress: nothing to do prints nothing") {

@@ -11,6 +11,7 @@
 
 #include "models/model_config.h"
 #include "tests/support/parity.h"
+#include "tests/support/share.h"
 #include "tests/support/temporary_directory.h"
 #include "tests/train/tiny_run.h"
 #include "train/config_schema.h"
@@ -49,10 +50,12 @@ void check_all(Backend backend, const std::string& precision) {
   CHECK(names.size() >= 12);
   for (const std::string& preset : names) {
     CAPTURE(preset);
+    if (!in_share(preset + " " + precision)) continue;
     check_same_bits(backend, kTinyConfig, {"model.preset=" + preset, "model.width=32", "train.precision=" + precision});
   }
   for (const std::string preset : {"gpt_neox", "hybrid_two_stream"}) {
     CAPTURE(preset);
+    if (!in_share(preset + " on token ids " + precision)) continue;
     check_same_bits(backend, "[task]\nname = \"ngram_retrieval\"\nlength_min = 20\nlength_max = 30\neval_length = 30\n",
                     {"model.preset=" + preset, "model.width=32", "model.heads=2", "model.layers=2", "train.batch=8",
                      "train.precision=" + precision});
@@ -135,7 +138,33 @@ TEST_CASE("out of memory: the advice names the largest tensors and changes that 
     const std::int64_t batch = number_after(advice, "or train.recompute = true with train.batch = ");
     CHECK(batch > plain);
     CHECK(activations(recomputed, batch) <= room);
-    CHECK(advice.find("bf16") == std::string::npos);  // not enough on its own
+    CHECK(advice.find("bf16") == std::string::npos);  // not enough on its own, nor with the other
+  }
+  SUBCASE("in so little that only recomputing and bfloat16 together are enough") {
+    const std::size_t both = plan_memory_on_paper(with(overrides, "train.precision=bf16")).total();
+    const std::size_t lasting = memory.total() - memory.activations;
+    std::vector<std::string> pair = overrides;
+    pair.emplace_back(kRecompute);
+    const std::size_t needed = plan_memory_on_paper(with(pair, "train.precision=bf16")).total() - lasting;
+    const std::size_t alone = std::min(plan_memory_on_paper(recomputed).activations, both - lasting);
+    CAPTURE(needed);
+    CAPTURE(alone);
+    REQUIRE(needed < alone - alone / 8);
+    const std::string advice = out_of_memory_advice(config, memory, (needed + alone) / 2);
+    CAPTURE(advice);
+    CHECK(advice.find("or train.recompute = true with train.precision = \"bf16\" (") != std::string::npos);
+    CHECK(advice.find("or train.precision") == std::string::npos);
+    CHECK(advice.find("or train.recompute = true (") == std::string::npos);
+    CHECK(advice.find("--jobs") == std::string::npos);
+    // Where one of them is enough, nobody has to do both.
+    const std::string roomy = out_of_memory_advice(config, memory, memory.activations / 10 * 9);
+    CHECK(roomy.find("with train.precision") == std::string::npos);
+  }
+  SUBCASE("beside other runs") {
+    for (const std::size_t room : {memory.activations / 2, std::size_t{1000}, std::size_t{0}}) {
+      CHECK(out_of_memory_advice(config, memory, room, 4)
+                .ends_with("; 4 runs share the memory: a smaller --jobs leaves each of them more"));
+    }
   }
   SUBCASE("in nine tenths, where bfloat16 is enough") {
     const std::string advice = out_of_memory_advice(config, memory, memory.activations / 10 * 9);

@@ -128,6 +128,33 @@ TEST_CASE("signals: guards nest, and nothing is received without one") {
   CHECK(SignalGuard::received() == 0);
   CHECK_NOTHROW(SignalGuard::check("never"));
   CHECK(interrupted_code(SIGINT) == ExitCode::kInterrupted);
+  CHECK(interrupted_code(SIGHUP) == ExitCode::kHungUp);
+}
+
+TEST_CASE("signals: a terminal that goes away ends training with a save, unless it was to outlive it") {
+  const TemporaryDirectory place;
+  write_contents(place / "tiny.toml", kTinyConfig);
+  const auto train = [&](const std::string& run, const std::string& steps, bool nohup) {
+    // An ignored signal stays ignored in the program that is started.
+    const auto before = std::signal(SIGHUP, nohup ? SIG_IGN : SIG_DFL);
+    Process process(place.path(), {"train", "tiny.toml", "--device", "cpu", "--threads", "1", "--run-dir", run, "-o",
+                                   "train.steps=" + steps});
+    std::signal(SIGHUP, before);
+    REQUIRE(process.wait_for_guard());
+    wait_for_output(process, "step ");
+    process.signal(SIGHUP);
+    const int code = process.wait();
+    return Result{code, process.out(), process.err()};
+  };
+  const Result hung_up = train("run", "100000000", false);
+  CHECK(hung_up.code == 129);
+  CHECK(last_line(hung_up.err).starts_with("graft: error: interrupted after step "));
+  const nlohmann::json record = nlohmann::json::parse(contents(place / "run/run.json"));
+  CHECK(record.at("exit_status") == 129);
+  CHECK(CheckpointDirectory(place / "run/ckpt").load_latest().has_value());
+  const Result outlived = train("nohup", "2000", true);
+  CHECK(outlived.code == 0);
+  CHECK(outlived.err.empty());
 }
 
 TEST_CASE("signals: an evaluation stops wherever it is asked, and a later one is whole") {

@@ -17,6 +17,7 @@
 
 #include "engine/error.h"
 #include "tests/support/parity.h"
+#include "tests/support/share.h"
 #include "tests/support/temporary_directory.h"
 #include "tests/train/tiny_run.h"
 #include "train/sweep_run.h"
@@ -255,10 +256,19 @@ TEST_CASE("sweep: runs at once end in the bits of runs alone, and done runs are 
 
 TEST_CASE("sweep: CUDA: runs at once end in the bits of runs alone") {
   if (skip_cuda()) return;
-  const SweepPlace place(kSixRuns);
-  const Sweep sweep = place.load({"eval.every=9"});
+  // A share has all seeds of its presets, so that there are runs at once in it too.
+  std::string presets;
+  std::size_t runs = 0;
+  for (const char* preset : {"transformer", "mamba", "mambaformer"}) {
+    if (!in_share(preset)) continue;
+    presets += fmt::format("\"{}\", ", preset);
+    runs += 2;
+  }
+  if (runs == 0) return;
+  const SweepPlace place(kBase + fmt::format("[[sweep.grid]]\nmodel.preset = [{}]\nrun.seed = [0, 1]\n", presets));
+  const Sweep sweep = place.load({"eval.every=9", fmt::format("train.steps={}", test_steps(60))});
   const SweepReport report = place.run(sweep, 6, "cuda");
-  REQUIRE(report.outcomes.size() == 6);
+  REQUIRE(report.outcomes.size() == runs);
   for (const SweepOutcome& outcome : report.outcomes) {
     CAPTURE(outcome.point->name);
     CAPTURE(outcome.error);
@@ -337,8 +347,43 @@ TEST_CASE("sweep: SIGINT ends all runs after saving, and the next ones do not st
     CHECK(fs::exists(place.run_directory(sweep, i) / "ckpt" / fmt::format("step_{}", step)));
     CHECK(place.status(sweep, i).state == RunState::Unfinished);
     CHECK(place.status(sweep, i).step == step);
+    const nlohmann::json record = nlohmann::json::parse(contents(place.run_directory(sweep, i) / "run.json"));
+    CHECK(record.at("exit_status") == 130);
+    CHECK(record.at("message") == fmt::format("interrupted by SIGINT after step {} of 10000000; saved", step));
   }
   CHECK(place.status(sweep, 2).state == RunState::NotStarted);
+}
+
+TEST_CASE("sweep: the state of a run follows from its run.json, whatever is in it") {
+  const SweepPlace place(kBase + "[[sweep.grid]]\nrun.seed = [0]\n");
+  const Sweep sweep = place.load();
+  const fs::path directory = place.run_directory(sweep, 0);
+  fs::create_directories(directory);
+  const auto status = [&](const nlohmann::json& entries) {
+    nlohmann::json record = {{"config_hash", sweep.points[0].hash},
+                             {"host", "nowhere"},
+                             {"pid", 1},
+                             {"exit_status", nullptr},
+                             {"message", ""}};
+    record.update(entries);
+    write_contents(directory / "run.json", record.dump());
+    return place.status(sweep, 0);
+  };
+  CHECK(status(nlohmann::json::object()).state == RunState::Running);
+  for (const int code : {129, 130, 143, 85}) CHECK(status({{"exit_status", code}}).state == RunState::Unfinished);
+  const RunStatus failed = status({{"exit_status", 3}, {"message", "first\nlast"}});
+  CHECK(failed.state == RunState::Failed);
+  CHECK(failed.message == "last");
+  for (const nlohmann::json& wrong : {nlohmann::json{{"host", 5}},
+                                      {{"host", nullptr}},
+                                      {{"pid", "1"}},
+                                      {{"message", 5}, {"exit_status", 3}},
+                                      {{"config_hash", 5}}}) {
+    CAPTURE(wrong.dump());
+    const RunStatus damaged = status(wrong);
+    CHECK(damaged.state == RunState::Failed);
+    CHECK(damaged.message == "run.json is damaged");
+  }
 }
 
 TEST_CASE("stop rule: means over the range, ends included") {

@@ -1,21 +1,26 @@
 #include "train/trainer.h"
 
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <string>
 #include <vector>
 
 #include "engine/error.h"
+#include "engine/runtime.h"
 #include "tests/support/parity.h"
 #include "tests/support/temporary_directory.h"
 #include "tests/train/tiny_run.h"
 
 namespace graft::test {
 namespace {
+
+namespace fs = std::filesystem;
 
 TEST_CASE("trainer: a run leaves its metrics, evaluations and checkpoints") {
   const TemporaryDirectory directory;
@@ -158,6 +163,48 @@ TEST_CASE("trainer: a finished run that is started again does nothing twice") {
   CHECK(second.evaluation.positions.mean == first.evaluation.positions.mean);
   CHECK(contents(directory / "run/metrics.jsonl") == metrics);
   CHECK(contents(directory / "run/eval.jsonl") == evaluations);
+}
+
+TEST_CASE("trainer: a run whose evaluation has no room does not start") {
+  const TemporaryDirectory directory;
+  // One of its tensors alone, [batch, 10 tokens, width], is larger than this machine's memory; a step is not.
+  constexpr std::size_t kMostPrompts = std::size_t{1} << 24U;
+  const std::size_t memory = open_runtime({Backend::Cpu, 0}, {1})->memory_info().total;
+  const std::size_t width = std::max<std::size_t>(memory / (kMostPrompts * 10 * sizeof(float)) / 2 * 2 + 2, 16);
+  const RunConfig config =
+      tiny_config({fmt::format("eval.prompts={}", kMostPrompts), fmt::format("eval.batch={}", kMostPrompts),
+                   fmt::format("model.width={}", width)});
+  TinySession tiny(config);
+  tiny.session.initialize();
+  RunDirectory run(options_in(directory / "run", config));
+  const NullStream out;
+  Trainer trainer(tiny.session, run, out.file());
+  CHECK_THROWS_WITH_AS(static_cast<void>(trainer.run()), doctest::Contains("lower it"), OutOfMemoryError);
+  CHECK_FALSE(fs::exists(directory / "run/metrics.jsonl"));
+  CHECK_FALSE(fs::exists(directory / "run/ckpt/latest"));
+}
+
+TEST_CASE("trainer: a run is saved before the error of an evaluation ends it") {
+  const TemporaryDirectory directory;
+  const std::vector<std::string> rule = {"eval.every=10", "eval.stop_below=1e9", "eval.stop_from=1"};
+  const RunConfig config = tiny_config(rule);
+  {
+    TinySession tiny(config);
+    tiny.session.initialize();
+    RunDirectory run(options_in(directory / "run", config));
+    const NullStream out;
+    Trainer trainer(tiny.session, run, out.file());
+    fs::rename(run.path() / "run.json", directory / "run.json");
+    fs::create_directories(run.path() / "run.json/in the way");  // of what the decided run records
+    CHECK_THROWS_AS(static_cast<void>(trainer.run()), EnvironmentError);
+  }
+  CHECK(fs::exists(directory / "run/ckpt/step_10/manifest.json"));
+  fs::remove_all(directory / "run/run.json");
+  fs::rename(directory / "run.json", directory / "run/run.json");
+  const TrainingOutcome outcome = train_in(directory / "run", config);
+  CHECK(outcome.step == 10);
+  CHECK(outcome.stopped);
+  CHECK(outcome.parameter_hash == train_in(directory / "whole", config).parameter_hash);
 }
 
 TEST_CASE("trainer: a run of one step is complete") {
