@@ -4,6 +4,7 @@
 set -u
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 graft=${GRAFT:-$here/../../build/graft}
+device=cpu
 seed=1
 work=
 
@@ -12,6 +13,27 @@ fail() {
   [ -n "$work" ] && echo "left for a look: $work" >&2
   work=
   exit 1
+}
+
+# options NAME=DEFAULT... -- ARGUMENTS: variables from --NAME VALUE; --graft, --device and --seed are everybody's
+options() {
+  local names=(graft device seed) name
+  for (( ; ; )); do
+    name=$1
+    shift
+    [ "$name" != -- ] || break
+    names+=("${name%%=*}")
+    printf -v "${name%%=*}" %s "${name#*=}"
+  done
+  while [ $# -gt 0 ]; do
+    name=${1#--}
+    if [ "$name" = "$1" ] || [ $# -lt 2 ] || [[ " ${names[*]} " != *" $name "* ]]; then
+      echo "$1: expected one of ${names[*]/#/--}, each with a value" >&2
+      exit 2
+    fi
+    printf -v "$name" %s "$2"
+    shift 2
+  done
 }
 
 # start_work: checks the program and makes a folder that goes away at the end
@@ -83,7 +105,7 @@ train() {
   shift 2
   out="$work/$(basename "$directory").out"
   { # the shell has no need to say that the process was killed
-    "$graft" train "$work/tiny.toml" --run-dir "$directory" --device cpu --threads 1 -o "train.steps=$steps" "$@" \
+    "$graft" train "$work/tiny.toml" --run-dir "$directory" --device "$device" --threads 1 -o "train.steps=$steps" "$@" \
       > "$out" 2> "$out.err"
     status=$?
   } 2> /dev/null

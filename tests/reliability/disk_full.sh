@@ -1,22 +1,15 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2154 # options sets variables
 # Disks of twenty sizes, from too small for one checkpoint to ample: a tmpfs of each size (needs root; otherwise the
 # library that answers for one), then a quota of each size that nothing announces, then a disk that became read-only.
 # The run must end with a message (the bytes needed and available where the system tells them) or finish, never crash;
 # the last good checkpoint stays; and with more room the same command ends like a run on an ample disk, bit for bit.
 #
-#   tests/reliability/disk_full.sh [--graft PATH] [--sizes 20]
+#   tests/reliability/disk_full.sh [--graft PATH] [--sizes 20] [--device cpu|cuda]
 
 # shellcheck source=tests/reliability/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-sizes=20
-while [ $# -gt 0 ]; do
-  case $1 in
-    --graft) graft=$2 ;;
-    --sizes) sizes=$2 ;;
-    *) echo "usage: $0 [--graft PATH] [--sizes N]" >&2; exit 2 ;;
-  esac
-  shift 2
-done
+options sizes=20 -- "$@"
 start_work
 build_shim
 write_config "$work/tiny.toml"
@@ -112,7 +105,7 @@ if [ $on_tmpfs = yes ]; then
   # Read-only while it trains: the saves fail, the run says so, and the last good one stays.
   rm -rf "$run"
   cp -r "$work/base" "$run"
-  "$graft" train "$work/tiny.toml" --run-dir "$run" --device cpu --threads 1 -o train.steps=1000000 \
+  "$graft" train "$work/tiny.toml" --run-dir "$run" --device "$device" --threads 1 -o train.steps=1000000 \
     -o checkpoint.every=20 > "$work/run.out" 2>&1 &
   process=$!
   saved() { [ -n "$(find "$run/ckpt" -maxdepth 1 -name 'step_*0')" ]; } # of its own: those copied are 3 and 4

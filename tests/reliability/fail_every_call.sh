@@ -9,20 +9,11 @@
 # weights, moments and metrics of a run that nothing happened to, bit for bit.
 #
 #   tests/reliability/fail_every_call.sh [--graft PATH] [--faults "ENOSPC EIO EDQUOT kill crash crash-names"] [--every 1]
+#       [--device cpu|cuda]
 
 # shellcheck source=tests/reliability/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-faults="ENOSPC EIO EDQUOT kill crash crash-names"
-every=1
-while [ $# -gt 0 ]; do
-  case $1 in
-    --graft) graft=$2 ;;
-    --faults) faults=$2 ;;
-    --every) every=$2 ;;
-    *) echo "usage: $0 [--graft PATH] [--faults LIST] [--every N]" >&2; exit 2 ;;
-  esac
-  shift 2
-done
+options faults="ENOSPC EIO EDQUOT kill crash crash-names" every=1 -- "$@"
 start_work
 build_shim
 write_config "$work/tiny.toml"

@@ -4,21 +4,11 @@
 # and metrics of a run that was never touched.
 #
 #   tests/reliability/kill_while_saving.sh [--graft PATH] [--trials 300] [--seed 1] [--longest MILLISECONDS]
+#       [--device cpu|cuda]
 
 # shellcheck source=tests/reliability/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-trials=300
-longest=250
-while [ $# -gt 0 ]; do
-  case $1 in
-    --graft) graft=$2 ;;
-    --trials) trials=$2 ;;
-    --seed) seed=$2 ;;
-    --longest) longest=$2 ;;
-    *) echo "usage: $0 [--graft PATH] [--trials N] [--seed S] [--longest MILLISECONDS]" >&2; exit 2 ;;
-  esac
-  shift 2
-done
+options trials=300 longest=250 -- "$@"
 start_work
 write_config "$work/tiny.toml"
 run="$work/run"
@@ -26,7 +16,7 @@ run="$work/run"
 train "$run" 2 || fail "the first two steps: $(tail -n 1 "$work/run.out")"
 reached=2 resumed=0 halfway=0 early=0
 for ((trial = 1; trial <= trials; ++trial)); do
-  "$graft" train "$work/tiny.toml" --run-dir "$run" --device cpu --threads 1 -o train.steps=1000000 \
+  "$graft" train "$work/tiny.toml" --run-dir "$run" --device "$device" --threads 1 -o train.steps=1000000 \
     > "$work/run.out" 2>&1 &
   process=$!
   sleep "$(printf '0.%03d' $((20 + RANDOM % longest)))"

@@ -3,26 +3,13 @@
 # its weights, moments, metrics and evaluations have to be those of a run that nobody disturbed, and no process may
 # have grown while it lived, in memory or in open descriptors.
 #
-#   tests/reliability/soak.sh [--graft PATH] [--minutes 60 | --seconds N] [--longest SECONDS] [--seed 1] [--report FILE]
+#   tests/reliability/soak.sh [--graft PATH] [--minutes 60 | --seconds N] [--longest SECONDS] [--seed 1]
+#       [--report FILE] [--device cpu|cuda]
 
 # shellcheck source=tests/reliability/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-duration=3600
-longest=60
-report=
-while [ $# -gt 0 ]; do
-  case $1 in
-    --graft) graft=$2 ;;
-    --minutes) duration=$(($2 * 60)) ;;
-    --seconds) duration=$2 ;;
-    --longest) longest=$2 ;;
-    --seed) seed=$2 ;;
-    --report) report=$2 ;;
-    *) echo "usage: $0 [--graft PATH] [--minutes N | --seconds N] [--longest SECONDS] [--seed S]" \
-      "[--report FILE]" >&2; exit 2 ;;
-  esac
-  shift 2
-done
+options minutes=60 seconds= longest=60 report= -- "$@"
+duration=${seconds:-$((minutes * 60))}
 start_work
 name=$(basename "$graft")
 name=${name:0:15} # as the kernel keeps it
@@ -52,7 +39,7 @@ while [ "$(date +%s)" -lt "$end" ]; do
   signals=(KILL KILL TERM INT)
   signal=${signals[RANDOM % 4]}
   # A shell lets its background processes ignore SIGINT, which env takes back.
-  env --default-signal=INT "$graft" train "$work/tiny.toml" --run-dir "$run" --device cpu --threads 1 \
+  env --default-signal=INT "$graft" train "$work/tiny.toml" --run-dir "$run" --device "$device" --threads 1 \
     -o train.steps=1000000000 "${settings[@]}" > "$work/run.out" 2>&1 &
   process=$!
   # Until it is graft, SIGINT is still ignored and would leave it running.
