@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2154 # options sets variables
 # Every system call that changes a file while checkpoints are written (open, pwrite, fsync, close, rename, mkdir) goes
 # wrong once, in a run of its own:
 #   ENOSPC EIO EDQUOT   it fails once; the run has to go on, say so where a save was hit, and end like any other

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2154 # options sets variables
 # A run that saves at every step is killed (kill -9) at random times, again and again in the same directory. Every
 # start has to go on from a step no earlier than the one before, and the last one has to end with the weights, moments
 # and metrics of a run that was never touched.

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2154 # options sets variables
 # A small run is killed (kill -9, SIGTERM, SIGINT) at random times for an hour and started again each time. At the end
 # its weights, moments, metrics and evaluations have to be those of a run that nobody disturbed, and no process may
 # have grown while it lived, in memory or in open descriptors.
