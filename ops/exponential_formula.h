@@ -34,8 +34,8 @@ namespace graft {
   // 2^k in two factors, since k goes from -152 to 130 and a float's exponent from -126 to 127.
   const std::int32_t exponent = std::bit_cast<std::int32_t>(shifted) - std::bit_cast<std::int32_t>(kRound);
   const std::int32_t half = exponent >> 1;
-  const float first = std::bit_cast<float>((half + 127) << 23);
-  const float second = std::bit_cast<float>((exponent - half + 127) << 23);
+  const auto first = std::bit_cast<float>((half + 127) << 23);
+  const auto second = std::bit_cast<float>((exponent - half + 127) << 23);
   return power * first * second;
 }
 
