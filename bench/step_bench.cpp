@@ -218,7 +218,7 @@ int run_step_benchmarks(const StepRunOptions& options) {
                                              : load_config(options.config, overrides));
   }
   const SignalGuard signals;
-  ResultFile file("bench step", options.json);
+  ResultFile file("bench step", "--json", options.json);
   Table table;
   Failures failures;
   const Device device = parse_device(options.device, Precision::Fp32);

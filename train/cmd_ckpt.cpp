@@ -22,6 +22,7 @@
 
 #include "engine/error.h"
 #include "train/checkpoint.h"
+#include "train/checkpoint_lock.h"
 #include "train/command.h"
 #include "train/config.h"
 #include "train/file_io.h"
@@ -136,22 +137,21 @@ bool may_be_checkpoint(const fs::path& path) {
 
 int verify(const CkptArguments& arguments) {
   std::vector<fs::path> checkpoints;
-  std::vector<std::string> missing;
+  std::vector<std::string> missing;  // said at the end: the others are read all the same
   for (const std::string& target : arguments.targets) {
     const fs::path path = tidy_path(target);
-    const bool holds_many = fs::is_directory(path / "ckpt") || path.filename() == "ckpt" ||
-                            (fs::is_directory(path) && !CheckpointDirectory(path).list().empty());
-    if (!holds_many) {
-      if (may_be_checkpoint(path)) {
-        checkpoints.push_back(path);
-      } else {
-        missing.push_back(target);
-      }
-      continue;
-    }
-    const std::vector<CheckpointInfo> infos = CheckpointDirectory(directory_of(target)).list();
-    if (infos.empty()) throw DataError(fmt::format("ckpt: {} holds no checkpoint", target));
+    const fs::path folder = fs::is_directory(path / "ckpt") ? path / "ckpt" : path;
+    std::vector<CheckpointInfo> infos;
+    if (fs::is_directory(folder)) infos = CheckpointDirectory(folder).list();
     for (const CheckpointInfo& info : infos) checkpoints.push_back(info.path);
+    if (!infos.empty()) continue;
+    if (may_be_checkpoint(path)) {
+      checkpoints.push_back(path);
+    } else if (fs::is_directory(folder) && folder.filename() == "ckpt") {
+      missing.push_back(fmt::format("{}: holds no checkpoint", target));
+    } else {
+      missing.push_back(fmt::format("{}: no such checkpoint, run or ckpt folder", target));
+    }
   }
   std::vector<std::string> damaged, nonfinite;
   for (const fs::path& checkpoint : checkpoints) {
@@ -171,7 +171,7 @@ int verify(const CkptArguments& arguments) {
     write_output(result);
   }
   if (damaged.empty() && !missing.empty()) {
-    throw DataError(fmt::format("ckpt: {}: no such checkpoint, run or ckpt folder", fmt::join(missing, ", ")));
+    throw DataError(fmt::format("ckpt: {}", fmt::join(missing, "; ")));
   }
   if (damaged.empty() && nonfinite.empty()) return static_cast<int>(ExitCode::kDone);
   if (damaged.empty()) {
@@ -183,7 +183,7 @@ int verify(const CkptArguments& arguments) {
   throw DataError(
       fmt::format("ckpt: {} of {} checkpoints cannot be used: {}; `graft train` continues from the newest good one{}",
                   damaged.size(), checkpoints.size(), fmt::join(damaged, ", "),
-                  missing.empty() ? "" : fmt::format("; no such checkpoint: {}", fmt::join(missing, ", "))));
+                  missing.empty() ? "" : fmt::format("; {}", fmt::join(missing, "; "))));
 }
 
 /// The lock of a run's directory, so that nothing is removed beneath a process that trains there. See RunDirectory.
@@ -214,15 +214,17 @@ fs::path run_of(const fs::path& checkpoints) {
   return fs::absolute(checkpoints).parent_path();
 }
 
-/// Without a run's lock nothing tells whether somebody is writing there but what is half written.
+/// Without a run's lock nothing tells whether somebody is making the first save there but what is half written.
 void check_nobody_writes(const fs::path& checkpoints, const fs::path& run) {
   if (fs::exists(run / ".lock")) return;
   for (const auto& entry : fs::directory_iterator(checkpoints)) {
     if (!entry.path().filename().string().starts_with(".tmp-")) continue;
     throw EnvironmentError(fmt::format(
-        "ckpt: {} may be a save under way, and no run's directory is around it: give the run's directory, or "
-        "remove what a killed process left there",
-        entry.path().string()));
+        "ckpt: {} may be a save under way, and {}, or remove what a killed process left there", entry.path().string(),
+        fs::exists(run / "run.json")
+            ? fmt::format("the .lock in {}, which would tell, is gone: let the run go on, which makes it again",
+                          run.string())
+            : "no run's directory is around it: give the run's directory"));
   }
 }
 
@@ -244,6 +246,8 @@ int collect(const CkptArguments& arguments) {
     gone = directory.surplus(policy);
   } else {
     const RunLock lock(run);
+    CheckpointLock folder;  // a run may use it from elsewhere
+    folder.require(path);
     check_nobody_writes(path, run);
     gone = directory.prune(policy);
     if (arguments.abandoned) {

@@ -1,15 +1,10 @@
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <string>
-#include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -19,6 +14,7 @@
 #include "train/config.h"
 #include "train/evaluation.h"
 #include "train/file_io.h"
+#include "train/result_file.h"
 #include "train/signals.h"
 
 namespace graft {
@@ -86,81 +82,11 @@ std::vector<std::string> suites_of(const Task& task, const std::string& wanted) 
   return {wanted};
 }
 
-/// Whether training writes the file: those of a run's directory and all of its checkpoints.
-bool belongs_to_a_run(const std::string& text) {
-  const fs::path path = fs::weakly_canonical(text);
-  const fs::path directory = path.parent_path(), above = directory.parent_path();
-  if (fs::exists(directory / "run.json")) {
-    for (const char* name : {"run.json", "config.toml", "resolved.toml", "metrics.jsonl", "eval.jsonl",
-                             "baselines.json", "numerics.json", ".lock"}) {
-      if (path.filename() == name) return true;
-    }
-  }
-  return fs::exists(directory / "manifest.json") || (directory.filename() == "ckpt" && fs::exists(above / "run.json"));
-}
-
-/// The file of --out, which gets each result as soon as it is there; emptied with the first, so that an evaluation
-/// without any leaves an earlier file alone. Whether it can be written is found out before the work.
-class ResultFile {
- public:
-  explicit ResultFile(std::string path) : path_(std::move(path)) {
-    if (path_.empty()) return;
-    if (fs::is_directory(path_))
-      throw ArgumentError(fmt::format("eval: --out {} is a directory, expected a file", path_));
-    if (belongs_to_a_run(path_)) {
-      throw ArgumentError(fmt::format("eval: --out {} is a file that training writes; choose another one", path_));
-    }
-    const bool existed = fs::exists(path_);
-    if (existed && !fs::is_regular_file(path_)) return;
-    open(0);
-    ::close(std::exchange(fd_, -1));
-    if (!existed) fs::remove(fs::canonical(path_));  // where it is a link to nothing, what it leads to, not the link
-  }
-  ~ResultFile() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  ResultFile(const ResultFile&) = delete;
-  ResultFile& operator=(const ResultFile&) = delete;
-
-  /// Adds a line. Where it does not fit, the lines before it stay, whole, and EnvironmentError says how much room it
-  /// takes.
-  void append(const EvaluationResult& result) {
-    if (path_.empty()) return;
-    if (fd_ < 0) open(O_TRUNC);
-    const std::string line = result.json().dump() + '\n';
-    for (std::string_view rest = line; !rest.empty();) {
-      const ssize_t written = ::write(fd_, rest.data(), rest.size());
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0) give_up(line.size(), written < 0 ? errno : ENOSPC);
-      rest.remove_prefix(static_cast<std::size_t>(written));
-    }
-    whole_ += line.size();
-  }
-
- private:
-  void open(int how) {
-    fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | how, 0666);
-    if (fd_ < 0) throw_system_error("eval: cannot write", path_, errno);
-  }
-  [[noreturn]] void give_up(std::size_t needed, int reason) const {
-    // Part of a line goes; a pipe or a device has nothing that could be cut.
-    [[maybe_unused]] const int ignored = ::ftruncate(fd_, static_cast<off_t>(whole_));
-    const fs::path directory = fs::absolute(path_).parent_path();
-    throw EnvironmentError(fmt::format("{} is not written any further: {} ({})", path_,
-                                       std::generic_category().message(reason),
-                                       room_text(needed, directory, available_on_disk(directory))));
-  }
-
-  std::string path_;
-  int fd_ = -1;
-  std::uint64_t whole_ = 0;  // bytes of the lines that are in it
-};
-
 int evaluate(const EvalArguments& arguments) {
   const SignalGuard signals;
   const Target target = find_target(arguments.target);
   const RunConfig config = overridden((target.run / "resolved.toml").string(), arguments.overrides);
-  ResultFile file(arguments.out);
+  ResultFile file("eval", "--out", arguments.out);
   Experiment experiment(config);
 
   CheckpointReport report;
@@ -195,7 +121,7 @@ int evaluate(const EvalArguments& arguments) {
     if (result.interrupted) check_signals();
     std::string lost;
     try {
-      file.append(result);
+      if (file.wanted()) file.append(result.json().dump() + '\n');
       ++done;
     } catch (const EnvironmentError& error) {
       lost = error.what();  // the table is printed all the same: the numbers may have taken hours

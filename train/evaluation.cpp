@@ -336,7 +336,7 @@ BaselineScores Evaluator::load_or_compute_baselines() {
     for (std::size_t i = 0; i < means.size(); ++i) means[i] = counts[i] > 0 ? means[i] / counts[i] : std::nan("");
     scores[name] = std::move(means);
   }
-  if (!cache_.empty() && cache_use_ == CacheUse::ReadWrite) {
+  if (!cache_.empty() && cache_use_ == CacheUse::ReadWrite && (!may_keep_baselines_ || may_keep_baselines_())) {
     try {
       const nlohmann::json saved = {{"key", cache_key()}, {"positions", scores}};
       replace_text_file(cache_, with_finite_numbers(saved).dump() + "\n");
@@ -395,7 +395,7 @@ std::string summary_table(const EvaluationResult& result, const std::string& mod
     const auto asked = result.baseline_prompts.find(name);
     const bool fewer = asked != result.baseline_prompts.end() && asked->second < result.prompts;
     if (fewer) fewer_prompts[asked->second].push_back(name);
-    const bool partial = known + 1 < static_cast<std::ptrdiff_t>(scored.size());
+    const bool partial = known < static_cast<std::ptrdiff_t>(scored.size());
     text += fmt::format("{:<{}}  {:>10}", name, width,
                         (partial || fewer ? "~" : "") + number(headline_of(result.headline, values, counts, true)));
     for (const std::size_t at : columns) {

@@ -57,6 +57,8 @@ class Evaluator {
   /// batches, resamples, or points of a baseline, with a result that says so, and a later one does its work. Either may
   /// be empty. Both are called from other threads too.
   void watch(std::function<bool()> stop, std::function<void(const std::string&)> say);
+  /// The cache is written only where `may` is true then: its directory may have moved away since.
+  void keep_baselines_if(std::function<bool()> may) { may_keep_baselines_ = std::move(may); }
 
  private:
   [[nodiscard]] BaselineScores load_or_compute_baselines();
@@ -79,6 +81,7 @@ class Evaluator {
   std::unique_ptr<StepGraph> graph_;
   BaselineScores baselines_;
   bool baselines_known_ = false;
+  std::function<bool()> may_keep_baselines_;
   std::function<bool()> stop_;
   std::function<void(const std::string&)> say_;
 };

@@ -180,6 +180,17 @@ std::string room_text(std::uint64_t needed, const std::filesystem::path& directo
   return fmt::format("{} bytes are needed in {} and {} are available", needed, directory.string(), available);
 }
 
+FoundAt find_at(const std::filesystem::path& path, int file_descriptor) {
+  struct stat open_file {
+  }, named{};
+  if (::fstat(file_descriptor, &open_file) != 0) return FoundAt::Same;
+  if (::stat(path.c_str(), &named) != 0) {
+    return errno == ENOENT || errno == ENOTDIR ? FoundAt::Nothing : FoundAt::Same;
+  }
+  const bool same = open_file.st_dev == named.st_dev && open_file.st_ino == named.st_ino;
+  return same ? FoundAt::Same : FoundAt::Another;
+}
+
 void sync_directory(const std::filesystem::path& directory) {
   const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) throw_system_error("cannot open directory", directory, errno);

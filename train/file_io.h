@@ -87,6 +87,14 @@ void replace_text_file(const std::filesystem::path& path, std::string_view text)
 [[nodiscard]] std::string room_text(std::uint64_t needed, const std::filesystem::path& directory,
                                     std::uint64_t available);
 
+/// What is now at a path that led to an open file.
+enum class FoundAt : std::uint8_t {
+  Same,     // the file, or nobody can tell at the moment: a server that does not answer has not moved it
+  Another,  // another file
+  Nothing,  // none
+};
+[[nodiscard]] FoundAt find_at(const std::filesystem::path& path, int file_descriptor);
+
 /// Makes creations, renames and removals in a directory survive a power failure.
 void sync_directory(const std::filesystem::path& directory);
 

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -59,9 +58,8 @@ void make_finite(Json& value) {
   }
 }
 
-/// The step of one line; none if the line is not an object with an integer "step".
-std::optional<std::int64_t> step_of(std::string_view line) {
-  const nlohmann::json object = parse_json(line);
+/// The step of a parsed line; none if it is not an object with an integer "step".
+std::optional<std::int64_t> step_of(const nlohmann::json& object) {
   if (!object.is_object()) return std::nullopt;
   const auto step = object.find("step");
   if (step == object.end() || !step->is_number_integer()) return std::nullopt;
@@ -123,12 +121,7 @@ void JsonLines::open() {
   }
 }
 
-bool JsonLines::in_place() const {
-  struct stat mine {
-  }, named{};
-  return ::fstat(fd_, &mine) == 0 && ::stat(path_.c_str(), &named) == 0 && mine.st_dev == named.st_dev &&
-         mine.st_ino == named.st_ino;
-}
+bool JsonLines::in_place() const { return find_at(path_, fd_) == FoundAt::Same; }
 
 void JsonLines::reopen() {
   JsonLines fresh(path_);
@@ -174,12 +167,17 @@ void JsonLines::sync() {
   if (::fdatasync(fd_) != 0) throw_system_error("cannot write to the disk:", path_, errno);
 }
 
-JsonLinesTruncation truncate_json_lines(const std::filesystem::path& path, std::int64_t step) {
+JsonLinesTruncation truncate_json_lines(const std::filesystem::path& path, std::int64_t step,
+                                        const std::function<bool(const nlohmann::json& line)>& completes) {
   std::error_code error;
   if (!std::filesystem::exists(path, error) && !error) return {};
   const std::string text = read_text_file(path, kMaxFile);
-  JsonLinesTruncation result;
-  std::string kept;
+  struct Line {
+    std::string_view text;
+    std::int64_t step;
+  };
+  std::vector<Line> lines;
+  std::int64_t last_complete = -1;
   std::int64_t line_number = 0;
   std::int64_t unreadable = 0;        // the last unreadable line
   std::int64_t unreadable_count = 0;  // how many stand at the end
@@ -190,7 +188,8 @@ JsonLinesTruncation truncate_json_lines(const std::filesystem::path& path, std::
     const std::size_t end = whole ? newline + 1 : text.size();
     const auto line = std::string_view(text).substr(begin, end - begin);
     begin = end;
-    const auto line_step = whole ? step_of(line) : std::nullopt;
+    const nlohmann::json object = whole ? parse_json(line) : nlohmann::json();
+    const auto line_step = step_of(object);
     if (!line_step) {
       unreadable = line_number;
       ++unreadable_count;
@@ -200,15 +199,21 @@ JsonLinesTruncation truncate_json_lines(const std::filesystem::path& path, std::
       throw DataError(fmt::format("{}: line {} is not a JSON object with a \"step\"; repair or remove that line",
                                   path.string(), unreadable));
     }
-    if (*line_step > step) {
+    lines.push_back({line, *line_step});
+    if (*line_step <= step && (!completes || completes(object))) last_complete = std::max(last_complete, *line_step);
+  }
+  JsonLinesTruncation result;
+  result.dropped = unreadable_count;
+  result.last_step = last_complete;
+  std::string kept;
+  for (const Line& line : lines) {
+    if (line.step > last_complete) {
       ++result.dropped;
       continue;
     }
-    kept += line;
+    kept += line.text;
     ++result.kept;
-    result.last_step = std::max(result.last_step, *line_step);
   }
-  result.dropped += unreadable_count;
   if (kept.size() != text.size()) replace_text_file(path, kept);
   return result;
 }

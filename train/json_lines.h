@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -59,7 +60,10 @@ struct JsonLinesTruncation {
 /// Keeps the lines with "step" <= step: what a run that continues from a checkpoint of that step must do, so that no
 /// step appears twice. Unreadable lines at the end, left by a crash, are removed. A missing file is an empty one. To be
 /// called before a JsonLines has the file open, since the file may be replaced.
-/// Throws DataError naming the line if an unreadable one has readable ones behind it: dropping it would lose a step.
-JsonLinesTruncation truncate_json_lines(const std::filesystem::path& path, std::int64_t step);
+/// Where several lines belong to a step and are written at once, a crash may leave some of them: with `completes`,
+/// which tells the line that a step must have, those of steps behind the last one that has it are removed too. Throws
+/// DataError naming the line if an unreadable one has readable ones behind it: dropping it would lose a step.
+JsonLinesTruncation truncate_json_lines(const std::filesystem::path& path, std::int64_t step,
+                                        const std::function<bool(const nlohmann::json& line)>& completes = {});
 
 }  // namespace graft

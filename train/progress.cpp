@@ -42,7 +42,7 @@ std::string scaled(double value, double base, const std::array<const char*, 6>& 
 
 std::string duration_text(double total_seconds) {
   if (!std::isfinite(total_seconds)) return "?";
-  const auto whole = static_cast<std::int64_t>(std::max(0.0, total_seconds) + 0.5);
+  const auto whole = static_cast<std::int64_t>(std::llround(std::max(0.0, total_seconds)));
   if (whole >= 3600) return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
   return fmt::format("{}:{:02}", whole / 60, whole % 60);
 }

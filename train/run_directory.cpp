@@ -4,7 +4,6 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -34,6 +33,8 @@ constexpr const char* kRecord = "run.json";
 constexpr const char* kLock = ".lock";
 constexpr std::size_t kShownDigits = 8;
 constexpr std::size_t kShownDifferences = 3;
+// By which a process knows the record it wrote.
+constexpr std::array<const char*, 4> kOfTheProcess = {"pid", "host", "started", "ended"};
 // What distinguishes the processes of a run from each other; the rest of run.json is about the run.
 constexpr std::array<const char*, 3> kOfTheRun = {"name", "config_hash", "earlier"};
 
@@ -212,19 +213,35 @@ void RunDirectory::write_record() const {
                     with_finite_numbers(record_).dump(1, ' ', false, json::error_handler_t::replace) + "\n");
 }
 
-bool RunDirectory::in_place() const {
-  const fs::path file = path_ / kLock;
-  struct stat mine {
-  }, named{};
-  if (::fstat(lock_fd_, &mine) != 0) return true;
-  if (::stat(file.c_str(), &named) == 0) return mine.st_dev == named.st_dev && mine.st_ino == named.st_ino;
-  // Perhaps only the lock's file is gone, which somebody may have taken for a leftover.
-  std::error_code error;
-  return fs::exists(path_ / kRecord, error);
+RunDirectory::Place RunDirectory::place() const {
+  const FoundAt lock = find_at(path_ / kLock, lock_fd_);
+  if (lock == FoundAt::Same) return Place::Own;
+  // Perhaps it is only the lock's file, which somebody may have taken for a leftover: run.json tells.
+  json record;
+  try {
+    record = parse_json(read_text_file(path_ / kRecord, kMaxRecord));
+  } catch (const DataError&) {  // there is none
+    return Place::Gone;
+  } catch (const EnvironmentError&) {  // nobody can tell
+    return lock == FoundAt::Nothing ? Place::Own : Place::OtherLock;
+  }
+  if (lock == FoundAt::Nothing) return Place::Own;
+  const bool own = std::all_of(kOfTheProcess.begin(), kOfTheProcess.end(), [&](const char* key) {
+    return record.is_object() && record.value(key, json()) == record_.at(key);
+  });
+  return own ? Place::OtherLock : Place::Gone;
 }
 
 void RunDirectory::check_in_place() const {
-  if (in_place()) return;
+  switch (place()) {
+    case Place::Own:
+      return;
+    case Place::OtherLock:
+      throw EnvironmentError(fmt::format(
+          "run: the .lock in {} was replaced, so that another process may be writing there", path_.string()));
+    case Place::Gone:
+      break;
+  }
   throw EnvironmentError(fmt::format(
       "run: {} is no longer the directory this run began in: it was moved, removed or replaced", path_.string()));
 }

@@ -68,9 +68,16 @@ class RunDirectory {
   /// What is worth a line of output, such as a file system without locks.
   [[nodiscard]] const std::vector<std::string>& warnings() const { return warnings_; }
 
-  /// Whether the directory's path still leads to it. If not, nothing may be saved there.
-  [[nodiscard]] bool in_place() const;
-  /// Throws EnvironmentError if it does not.
+  /// What is now where the directory was. Where that is not its own, nothing may be saved there. A file system that
+  /// does not answer says nothing about it.
+  enum class Place : std::uint8_t {
+    Own,
+    OtherLock,  // it is there, but its .lock is another file, which another process may have locked
+    Gone,       // it was moved, removed or replaced
+  };
+  [[nodiscard]] Place place() const;
+  [[nodiscard]] bool in_place() const { return place() == Place::Own; }
+  /// Throws EnvironmentError, saying what happened, unless the place is its own.
   void check_in_place() const;
   /// Adds or replaces entries of run.json. Throws like check_in_place().
   void update(const nlohmann::json& entries);

@@ -227,6 +227,7 @@ void Trainer::stop_for_numerics(const MetricsRow& row) {
     NumericsReport report = examine_step(session_.ctx(), session_.range(), parts_);
     report.json["loss"] = with_finite_numbers(nlohmann::ordered_json(row.loss));
     found = report.origin;
+    directory_.check_in_place();
     replace_text_file(path, report.json.dump(2) + "\n");
     found += fmt::format("; see {}", path.string());
   } catch (const Error& error) {  // the run ends for its numbers, whatever hides where they come from
@@ -416,7 +417,14 @@ std::optional<AbandonedCheckpoints> Trainer::go_back() {
 
 void Trainer::open_logs() {
   const JsonLinesTruncation metrics = truncate_json_lines(directory_.metrics(), first_step_);
-  const JsonLinesTruncation evaluations = truncate_json_lines(directory_.evaluations(), first_step_);
+  // What was evaluated at the step of a checkpoint from elsewhere were other weights.
+  const std::int64_t last_own = foreign_ ? first_step_ - 1 : first_step_;
+  // The standard evaluation is the last of a step's lines: without it, a crash cut the others' write short.
+  const auto is_standard = [](const nlohmann::json& line) {
+    const auto suite = line.find("suite");
+    return suite == line.end() || *suite == kStandardSuite;
+  };
+  const JsonLinesTruncation evaluations = truncate_json_lines(directory_.evaluations(), last_own, is_standard);
   last_evaluated_ = evaluations.last_step;
   metrics_file_ = std::make_unique<JsonLines>(directory_.metrics());
   eval_file_ = std::make_unique<JsonLines>(directory_.evaluations());
@@ -431,6 +439,12 @@ void Trainer::open_logs() {
   }
   const std::int64_t every = session_.experiment().config.train.log_every;
   const std::int64_t last_logged = first_step_ / every * every;
+  if (foreign_ && metrics.kept + evaluations.kept > 0) {
+    progress_->say(
+        fmt::format("graft: warning: the logs in {} until step {} tell of the branch that the run was on, and the "
+                    "checkpoint comes from another one",
+                    directory_.path().string(), first_step_));
+  }
   if (branched_ && metrics.last_step < last_logged) {
     progress_->say(
         fmt::format("graft: warning: {} lacks the lines until step {}: they are where the checkpoint comes from",
@@ -504,6 +518,7 @@ void Trainer::report_saves() {
                       report.step, report.nonfinite));
     } else {
       last_saved_ = report.step;
+      static_cast<void>(checkpoint_lock_.take(checkpoints_.path()));  // no reason to end a run
       if (!std::exchange(save_problem_, {}).empty()) {
         progress_->say(fmt::format("checkpoint of step {} saved, after a save that failed", report.step));
       }
@@ -533,6 +548,7 @@ TrainingOutcome Trainer::run() {
   progress_ = std::make_unique<Progress>(out_, first_step_, config.train.steps);
   check_room();
   plan_evaluations();
+  checkpoint_lock_.require(checkpoints_.path());
   // Before anything of the old branch is cut: a crash from here on must find no later checkpoint to continue from.
   std::optional<AbandonedCheckpoints> abandoned;
   if (branched_) abandoned = go_back();
@@ -545,6 +561,7 @@ TrainingOutcome Trainer::run() {
   if (!moved_.empty()) progress_->say(moved_);
   std::optional<SignalGuard> signals;
   if (options_.guards_signals) signals.emplace();
+  evaluator_.keep_baselines_if([this] { return directory_.in_place(); });
   const auto watch = [this](Evaluator& evaluator) {
     evaluator.watch([] { return SignalGuard::received() != 0; },
                     [this](const std::string& line) { progress_->say(line); });
@@ -596,10 +613,13 @@ TrainingOutcome Trainer::run() {
   if (evaluation_interrupted_) outcome.signal = SignalGuard::received();
   outcome.stopped = decided;
   if (!save_and_wait(step)) {
-    throw EnvironmentError(
-        fmt::format("step {} is not saved: {}; {} to continue from step {}", step, save_problem_,
-                    directory_.in_place() ? "make room and run the same command" : "say with --run-dir where it is now",
-                    std::max<std::int64_t>(last_saved_, 0)));
+    const RunDirectory::Place place = directory_.place();
+    throw EnvironmentError(fmt::format("step {} is not saved: {}; {} to continue from step {}", step, save_problem_,
+                                       place == RunDirectory::Place::Own ? "make room and run the same command"
+                                       : place == RunDirectory::Place::OtherLock
+                                           ? "make sure that none is and run the same command"
+                                           : "say with --run-dir where it is now",
+                                       std::max<std::int64_t>(last_saved_, 0)));
   }
   outcome.evaluation = last_evaluation_;
   outcome.parameter_hash = session_.experiment().params.hash(session_.ctx());

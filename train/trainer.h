@@ -14,6 +14,7 @@
 
 #include "engine/step_graph.h"
 #include "train/checkpoint.h"
+#include "train/checkpoint_lock.h"
 #include "train/checkpoint_writer.h"
 #include "train/evaluation.h"
 #include "train/host_snapshot.h"
@@ -112,6 +113,7 @@ class Trainer {
   Evaluator evaluator_;
   std::vector<std::unique_ptr<Evaluator>> suites_;  // eval.suites
   CheckpointDirectory checkpoints_;
+  CheckpointLock checkpoint_lock_;  // from the start, or from the first save that makes the folder
   std::unique_ptr<StepGraph> graph_;
   std::int64_t graph_points_ = 0;
   std::unique_ptr<JsonLines> metrics_file_;

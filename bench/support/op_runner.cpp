@@ -135,7 +135,7 @@ int run_op_benchmarks(const OpRunOptions& options) {
   }
 
   const SignalGuard signals;
-  ResultFile file("bench ops", options.json);
+  ResultFile file("bench ops", "--json", options.json);
   Table table;
   Failures failures;
   OpReport report(width, table, file);

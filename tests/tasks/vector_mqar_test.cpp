@@ -76,7 +76,7 @@ double squared_norm(const std::vector<float>& x) {
 /// Index of the pair whose key is `query`, or -1.
 int find_key(const Prompt& prompt, int pairs, const std::vector<float>& query) {
   for (int p = 0; p < pairs; ++p) {
-    if (prompt.inputs[static_cast<std::size_t>(2 * p)] == query) return p;
+    if (prompt.inputs[2 * static_cast<std::size_t>(p)] == query) return p;
   }
   return -1;
 }

@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <string_view>
 
 #include <fcntl.h>
 
@@ -103,6 +104,31 @@ TEST_CASE("ckpt verify: reads every byte, names what is damaged, exit 4") {
   CHECK(graft(fmt::format("ckpt verify {}/ckpt/step_40", run.run.string())).status == 4);
   CHECK(graft(fmt::format("ckpt verify {}/ckpt/step_41", run.run.string())).status == 4);
   CHECK(graft(fmt::format("eval {}/ckpt/step_40", run.run.string())).status == 4);
+}
+
+TEST_CASE("ckpt verify: a path with nothing in it does not keep the others from being read") {
+  const Run run;
+  const std::string place = run.directory.path().string();
+  fs::create_directories(run.directory / "empty/ckpt");
+  for (const char* nothing : {"nope/ckpt", "nope", "empty", "empty/ckpt"}) {
+    CAPTURE(nothing);
+    const Result result = graft(fmt::format("ckpt verify {0}/run/ckpt/step_20 {0}/{1}", place, nothing));
+    CHECK(result.status == 4);
+    CHECK(result.holds("step_20: good"));
+    CHECK(result.holds(std::string_view(nothing).starts_with("nope")
+                           ? fmt::format("{}/{}: no such checkpoint, run or ckpt folder", place, nothing)
+                           : fmt::format("{}/{}: holds no checkpoint", place, nothing)));
+  }
+  flip_bit(run.run / "ckpt/step_40/model.safetensors");
+  const Result both = graft(fmt::format("ckpt verify {0}/nope/ckpt {0}/empty {0}/run", place));
+  CHECK(both.status == 4);
+  CHECK(both.holds("step_60: good"));
+  CHECK(both.holds("1 of 6 checkpoints cannot be used"));
+  CHECK(both.holds("nope/ckpt: no such checkpoint, run or ckpt folder; " + place + "/empty: holds no checkpoint"));
+  // One checkpoint whose folder somebody named ckpt.
+  fs::create_directory(run.directory / "copy");
+  fs::copy(run.run / "ckpt/step_20", run.directory / "copy/ckpt", fs::copy_options::recursive);
+  CHECK(graft(fmt::format("ckpt verify {}/copy/ckpt", place)).holds("copy/ckpt: good"));
 }
 
 TEST_CASE("ckpt verify, ls: what is intact but not finite is neither good nor damaged") {

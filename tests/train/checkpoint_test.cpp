@@ -2,7 +2,6 @@
 
 #include <doctest/doctest.h>
 #include <signal.h>  // NOLINT(modernize-deprecated-headers): POSIX signals
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "engine/error.h"
+#include "tests/support/process_limits.h"
 #include "tests/support/temporary_directory.h"
 
 namespace graft {
@@ -22,6 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using test::contents;
+using test::FileSizeLimit;
 using test::TemporaryDirectory;
 using test::write_contents;
 
@@ -250,19 +251,16 @@ TEST_CASE("checkpoint: a write that fails leaves the last good one and nothing e
   const TemporaryDirectory directory;
   CheckpointDirectory checkpoints(directory.path());
   checkpoints.save(example(1));
-  rlimit limit{};
-  REQUIRE(::getrlimit(RLIMIT_FSIZE, &limit) == 0);
-  auto* const previous = ::signal(SIGXFSZ, SIG_IGN);
   for (const std::int64_t step : {1, 2}) {  // a replacement, and a new one
-    const rlimit small{100'000, limit.rlim_max};
-    REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
-    CHECK_THROWS_WITH_AS(checkpoints.save(example(step, 9, 100'000)), doctest::Contains("was not saved: cannot write"),
-                         EnvironmentError);
-    ::setrlimit(RLIMIT_FSIZE, &limit);
+    {
+      const FileSizeLimit limit(100'000);
+      REQUIRE(limit.holds());
+      CHECK_THROWS_WITH_AS(checkpoints.save(example(step, 9, 100'000)),
+                           doctest::Contains("was not saved: cannot write"), EnvironmentError);
+    }
     CHECK(names(directory.path()) == std::vector<std::string>{"latest", "step_1"});
     check_equal(checkpoints.load_latest().value(), example(1));
   }
-  ::signal(SIGXFSZ, previous);
   checkpoints.save(example(2));
   CHECK(checkpoints.load_latest().value().step == 2);
 }

@@ -1,6 +1,7 @@
 // Checkpoints as the trainer writes them: in the background, on disks that fail, and after going back.
 
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -211,6 +213,33 @@ TEST_CASE("checkpoints in training: going back sets later checkpoints aside befo
   CHECK(train_from(directory / "run/ckpt/abandoned_1/step_50", directory / "run", config, out.file()).step == 60);
   CHECK(out.holds("1 checkpoints after step 50 are set aside in "));
   CHECK(fs::exists(directory / "run/ckpt/abandoned_2/step_60/manifest.json"));
+}
+
+TEST_CASE("checkpoints in training: a checkpoint of another branch at the same step says whose logs these are") {
+  const TemporaryDirectory directory;
+  const RunConfig config = tiny_config({"checkpoint.every=10", "checkpoint.keep=10", "eval.every=10"});
+  const fs::path run = directory / "run", other = directory / "other";
+  train_in(run, config);
+  CheckpointData changed = CheckpointDirectory::load(run / "ckpt/step_40");
+  const float weight = 0.25F;
+  std::memcpy(changed.model.front().data.data(), &weight, sizeof(weight));
+  CheckpointDirectory(other).save(changed);
+  const auto line_at = [&](std::size_t index) { return lines_without_times(run / "eval.jsonl").at(index); };
+  const nlohmann::json before = line_at(2), at = line_at(3);
+
+  const Captured own;
+  train_from(run / "ckpt/step_40", run, config, own.file());
+  CHECK_FALSE(own.holds("warning"));
+  CHECK(line_at(3) == at);
+
+  const Captured out;
+  train_from(other / "step_40", run, config, out.file());
+  CHECK(out.holds(fmt::format("warning: the logs in {} until step 40 tell of the branch", run.string())));
+  CHECK_FALSE(out.holds("lacks the lines"));
+  CHECK(line_at(2) == before);
+  CHECK(line_at(3).at("step") == 40);
+  CHECK(line_at(3).at("positions") != at.at("positions"));  // of these weights
+  CHECK(steps_of(run / "eval.jsonl") == std::vector<std::int64_t>{10, 20, 30, 40, 50, 60});
 }
 
 TEST_CASE("checkpoints in training: weights that are not finite end the run, and no resume takes them") {

@@ -3,7 +3,9 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -198,6 +200,25 @@ TEST_CASE("evaluation: expensive baselines answer some prompts at some positions
     CHECK((all[4] != tree[4] || std::isfinite(all[1])));
     if (std::isfinite(all[1])) CHECK(all[1] == doctest::Approx(one_point));
   }
+}
+
+TEST_CASE("evaluation: a baseline that lacks a single position is marked in the table") {
+  const std::vector<std::string> keys = {"task.points=6", "task.curriculum.enabled=false",
+                                         "eval.baselines=[\"tree_full\", \"zero\"]", "eval.baseline_prompts=24"};
+  const auto table = [&keys](const std::string& positions, std::ptrdiff_t missing) {
+    std::vector<std::string> overrides = keys;
+    overrides.push_back("eval.baseline_positions=" + positions);
+    const EvaluationResult result = evaluate(tiny_config(overrides));
+    const std::vector<double>& tree = result.baselines.at("tree_full");
+    CHECK(std::count_if(tree.begin(), tree.end(), [](double value) { return std::isnan(value); }) == missing);
+    return summary_table(result, "transformer", "squared error");
+  };
+  const std::string one_missing = table("4", 1);
+  const std::size_t tree = one_missing.find("tree_full");
+  REQUIRE(tree != std::string::npos);
+  CHECK(one_missing.substr(tree, one_missing.find('\n', tree) - tree).find('~') != std::string::npos);
+  CHECK(one_missing.find("~: over some positions only") != std::string::npos);
+  CHECK(table("5", 0).find('~') == std::string::npos);
 }
 
 TEST_CASE("evaluation: expensive baselines are left to a later evaluation when they are stopped") {

@@ -18,38 +18,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const char* const kModelAndTrain = R"([model]
-preset = "mamba"
-width = 16
-layers = 1
-state = 4
-[train]
-batch = 4
-steps = 5
-log_every = 1
-[eval]
-every = 0
-prompts = 16
-batch = 8
-bootstrap = 4
-)";
-
-RunConfig config_of(const std::string& task, const std::vector<std::string>& keys) {
-  std::vector<std::string> overrides = {"task.name=" + task};
-  overrides.insert(overrides.end(), keys.begin(), keys.end());
-  return parse_config(kModelAndTrain, task + ".toml", overrides);
-}
-
 const std::vector<std::string> kOutliers = {"task.dim=4", "task.points=12", "task.curriculum.enabled=false"};
 const std::vector<std::string> kRecall = {"task.dim=4", "task.pairs=4", "task.queries=3", "task.samples=10"};
 
 TEST_CASE("headline: the task says which number it is") {
   const auto headline = [](const RunConfig& config) { return Experiment(config).task->headline(); };
   CHECK(headline(tiny_config()) == Headline::MeanFromSecond);
-  CHECK(headline(config_of("vector_mqar", {})) == Headline::MeanAll);
-  CHECK(headline(config_of("vector_retrieval", {})) == Headline::MeanAll);
+  CHECK(headline(tiny_task_config("vector_mqar", {})) == Headline::MeanAll);
+  CHECK(headline(tiny_task_config("vector_retrieval", {})) == Headline::MeanAll);
   for (const char* name : {"many_outlier_regression", "orthogonal_outlier_regression"}) {
-    const Experiment experiment(config_of(name, {}));
+    const Experiment experiment(tiny_task_config(name, {}));
     CHECK(experiment.task->headline() == Headline::Pooled);
     CHECK(experiment.task->suite("no_outliers")->headline() == Headline::MeanFromSecond);
     CHECK(experiment.task->suite("fixed_mask")->headline() == Headline::MeanFromSecond);
@@ -89,15 +67,15 @@ void check_shown(const RunConfig& config, const std::string& headline, const std
 }
 
 TEST_CASE("headline: terminal, table, best checkpoint and sweep status show it") {
-  check_shown(config_of("vector_mqar", kRecall), "mean_all", " mean ");
-  check_shown(config_of("vector_retrieval", {"task.dim=4", "task.pairs=4"}), "mean_all", " mean ");
-  check_shown(config_of("many_outlier_regression", kOutliers), "pooled", "pooled");
+  check_shown(tiny_task_config("vector_mqar", kRecall), "mean_all", " mean ");
+  check_shown(tiny_task_config("vector_retrieval", {"task.dim=4", "task.pairs=4"}), "mean_all", " mean ");
+  check_shown(tiny_task_config("many_outlier_regression", kOutliers), "pooled", "pooled");
   check_shown(tiny_config(), "mean_from_second", "mean i>=1");
 }
 
 TEST_CASE("headline: a line of an older program has the mean over the positions but the first") {
   const TemporaryDirectory directory;
-  const RunConfig config = config_of("vector_mqar", kRecall);
+  const RunConfig config = tiny_task_config("vector_mqar", kRecall);
   static_cast<void>(train_in(directory / "run", config));
   nlohmann::json line = json_lines(directory / "run/eval.jsonl").back();
   line.at("summary").erase("headline");
@@ -110,7 +88,7 @@ TEST_CASE("headline: a line of an older program has the mean over the positions 
 
 TEST_CASE("metrics: examples and tokens are those that were read, without the empty places of a short step") {
   const TemporaryDirectory directory;
-  static_cast<void>(train_in(directory / "run", config_of("vector_mqar", kRecall)));  // epochs of 10: 4, 4, 2
+  static_cast<void>(train_in(directory / "run", tiny_task_config("vector_mqar", kRecall)));  // epochs of 10: 4, 4, 2
   std::vector<std::int64_t> examples, tokens;
   for (const nlohmann::json& line : json_lines(directory / "run/metrics.jsonl")) {
     examples.push_back(line.at("examples").get<std::int64_t>());
@@ -123,8 +101,8 @@ TEST_CASE("metrics: examples and tokens are those that were read, without the em
 }
 
 TEST_CASE("summary table: a baseline that answered fewer prompts says so, as does the line of eval.jsonl") {
-  TinySession tiny(config_of("decision_tree", {"task.dim=4", "task.points=6", "task.depth=2",
-                                               "task.curriculum.enabled=false", "eval.baseline_prompts=5"}));
+  TinySession tiny(tiny_task_config("decision_tree", {"task.dim=4", "task.points=6", "task.depth=2",
+                                                      "task.curriculum.enabled=false", "eval.baseline_prompts=5"}));
   tiny.session.initialize();
   Evaluator evaluator(tiny.session, {});
   const EvaluationResult result = evaluator.run(0);

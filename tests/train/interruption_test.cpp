@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -19,6 +18,7 @@
 
 #include "engine/philox.h"
 #include "tests/support/parity.h"
+#include "tests/support/process_limits.h"
 #include "tests/support/share.h"
 #include "tests/support/temporary_directory.h"
 #include "tests/train/tiny_run.h"
@@ -251,14 +251,10 @@ class Witness {
     return static_cast<ssize_t>(size);
   }
   void look() {
-    std::ifstream file("/proc/self/statm");
-    std::int64_t total = 0;
-    std::int64_t resident = 0;
-    file >> total >> resident;
-    file.close();
+    const auto resident = static_cast<std::int64_t>(memory_in_use().resident);
     std::int64_t descriptors = 0;
     for ([[maybe_unused]] const auto& entry : fs::directory_iterator("/proc/self/fd")) ++descriptors;
-    samples_.push_back({resident * sysconf(_SC_PAGESIZE), descriptors});
+    samples_.push_back({resident, descriptors});
   }
   std::FILE* file_ = nullptr;
   std::vector<Sample> samples_;

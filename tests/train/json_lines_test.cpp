@@ -1,14 +1,14 @@
 #include "train/json_lines.h"
 
 #include <doctest/doctest.h>
-#include <signal.h>  // NOLINT(modernize-deprecated-headers): POSIX signals
-#include <sys/resource.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
 
 #include "engine/error.h"
+#include "tests/support/process_limits.h"
 #include "tests/support/temporary_directory.h"
 
 namespace graft {
@@ -16,6 +16,7 @@ namespace {
 
 using nlohmann::ordered_json;
 using test::contents;
+using test::FileSizeLimit;
 using test::TemporaryDirectory;
 using test::write_contents;
 
@@ -103,6 +104,28 @@ TEST_CASE("json lines: truncation keeps the steps up to the checkpoint, once eac
   CHECK(contents(path).empty());
 }
 
+TEST_CASE("json lines: steps behind the last one that has its completing line are removed") {
+  const TemporaryDirectory directory;
+  const auto path = directory / "eval.jsonl";
+  const auto completes = [](const nlohmann::json& line) { return line.contains("end"); };
+  const std::string first = "{\"step\":5}\n{\"step\":5,\"end\":1}\n", part = "{\"step\":10}\n{\"step\":10}\n";
+  const std::string second = part + "{\"step\":10,\"end\":1}\n";
+  const auto check = [&](const std::string& text, std::int64_t step, const std::string& left, std::int64_t last) {
+    write_contents(path, text);
+    const JsonLinesTruncation result = truncate_json_lines(path, step, completes);
+    CHECK(contents(path) == left);
+    CHECK(result.last_step == last);
+    CHECK(result.kept == std::count(left.begin(), left.end(), '\n'));
+    CHECK(result.kept + result.dropped == std::count(text.begin(), text.end(), '\n'));
+  };
+  check(first + second, 10, first + second, 10);
+  check(first + part, 10, first, 5);
+  check(part, 10, "", -1);
+  check(first + second, 7, first, 5);  // what is behind `step` completes nothing
+  check(first + "{\"step\":5}\n", 10, first + "{\"step\":5}\n", 5);
+  check(part + "{\"step\":12,\"end\":1}\n", 12, part + "{\"step\":12,\"end\":1}\n", 12);
+}
+
 TEST_CASE("json lines: an unreadable line in the middle is an error, since dropping it would lose a step") {
   const TemporaryDirectory directory;
   const auto path = directory / "metrics.jsonl";
@@ -120,14 +143,11 @@ TEST_CASE("json lines: a full disk leaves whole lines") {
   JsonLines lines(path);
   lines.append({{"step", 1}});
   const std::string before = contents(path);
-  rlimit limit{};
-  REQUIRE(::getrlimit(RLIMIT_FSIZE, &limit) == 0);
-  auto* const previous = ::signal(SIGXFSZ, SIG_IGN);
-  const rlimit small{before.size() + 5, limit.rlim_max};
-  REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
-  CHECK_THROWS_WITH_AS(lines.append({{"step", 2}}), doctest::Contains("cannot append to"), EnvironmentError);
-  ::setrlimit(RLIMIT_FSIZE, &limit);
-  ::signal(SIGXFSZ, previous);
+  {
+    const FileSizeLimit limit(before.size() + 5);
+    REQUIRE(limit.holds());
+    CHECK_THROWS_WITH_AS(lines.append({{"step", 2}}), doctest::Contains("cannot append to"), EnvironmentError);
+  }
   CHECK(contents(path) == before);
   lines.append({{"step", 2}});
   CHECK(contents(path) == before + "{\"step\":2}\n");

@@ -17,28 +17,10 @@ EvaluationResult evaluate(TinySession& tiny, const std::string& suite) {
 }
 
 TEST_CASE("evaluation: outliers do not count, in the model's scores and in those of baselines") {
-  const std::string text = R"([run]
-name = "outliers"
-[task]
-name = "many_outlier_regression"
-dim = 3
-points = 512
-[task.curriculum]
-enabled = false
-[model]
-preset = "transformer"
-width = 16
-layers = 1
-heads = 2
-[train]
-batch = 4
-steps = 1
-[eval]
-prompts = 64
-batch = 16
-bootstrap = 20
-)";
-  const RunConfig config = parse_config(text, "outliers.toml");
+  const RunConfig config =
+      tiny_task_config("many_outlier_regression",
+                       {"task.dim=3", "task.points=512", "task.curriculum.enabled=false", "model.preset=transformer",
+                        "model.heads=2", "eval.prompts=64", "eval.batch=16", "eval.bootstrap=20"});
   TinySession tiny(config);
   tiny.session.initialize();
 

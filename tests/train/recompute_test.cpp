@@ -50,12 +50,12 @@ void check_all(Backend backend, const std::string& precision) {
   CHECK(names.size() >= 12);
   for (const std::string& preset : names) {
     CAPTURE(preset);
-    if (!in_share(preset + " " + precision)) continue;
+    if (!in_share(fmt::format("{} {}", preset, precision))) continue;
     check_same_bits(backend, kTinyConfig, {"model.preset=" + preset, "model.width=32", "train.precision=" + precision});
   }
   for (const std::string preset : {"gpt_neox", "hybrid_two_stream"}) {
     CAPTURE(preset);
-    if (!in_share(preset + " on token ids " + precision)) continue;
+    if (!in_share(fmt::format("{} on token ids {}", preset, precision))) continue;
     check_same_bits(backend, "[task]\nname = \"ngram_retrieval\"\nlength_min = 20\nlength_max = 30\neval_length = 30\n",
                     {"model.preset=" + preset, "model.width=32", "model.heads=2", "model.layers=2", "train.batch=8",
                      "train.precision=" + precision});

@@ -110,27 +110,12 @@ const std::map<std::string, std::vector<std::string>>& small_tasks() {
 }
 
 /// Trains two steps; the run lies in `directory`/run.
-void train_small(const fs::path& directory, const std::string& task, std::vector<std::string> overrides = {}) {
+void train_small(const fs::path& directory, const std::string& task, const std::vector<std::string>& overrides = {}) {
+  std::vector<std::string> keys = {"train.steps=2", "eval.every=1", "eval.prompts=8", "eval.batch=4"};
   const std::vector<std::string>& small = small_tasks().at(task);
-  overrides.insert(overrides.begin(), small.begin(), small.end());
-  const RunConfig config = parse_config(fmt::format(R"([task]
-name = "{}"
-[model]
-preset = "mamba"
-width = 16
-layers = 1
-state = 4
-[train]
-batch = 4
-steps = 2
-[eval]
-every = 1
-prompts = 8
-batch = 4
-bootstrap = 3
-)",
-                                                    task),
-                                        task + ".toml", overrides);
+  keys.insert(keys.end(), small.begin(), small.end());
+  keys.insert(keys.end(), overrides.begin(), overrides.end());
+  const RunConfig config = tiny_task_config(task, keys);
   CHECK(train_in(directory / "run", config).step == 2);
 }
 

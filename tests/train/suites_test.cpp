@@ -19,38 +19,21 @@ namespace {
 
 namespace fs = std::filesystem;
 
-RunConfig outlier_config(std::vector<std::string> more = {}) {
-  std::vector<std::string> keys = {"eval.suites=no_outliers,fixed_mask"};
+RunConfig outlier_config(const std::vector<std::string>& more = {}) {
+  std::vector<std::string> keys = {"task.dim=4",
+                                   "task.points=12",
+                                   "task.curriculum.dims_start=3",
+                                   "task.curriculum.points_start=5",
+                                   "task.curriculum.points_interval=7",
+                                   "model.preset=transformer",
+                                   "model.heads=2",
+                                   "train.steps=20",
+                                   "train.log_every=5",
+                                   "eval.suites=no_outliers,fixed_mask",
+                                   "eval.every=5",
+                                   "checkpoint.every=10"};
   keys.insert(keys.end(), more.begin(), more.end());
-  return parse_config(R"([run]
-name = "outliers"
-[task]
-name = "orthogonal_outlier_regression"
-dim = 4
-points = 12
-[task.curriculum]
-enabled = true
-dims_start = 3
-points_start = 5
-points_interval = 7
-[model]
-preset = "transformer"
-width = 16
-layers = 1
-heads = 2
-[train]
-batch = 4
-steps = 20
-log_every = 5
-[eval]
-every = 5
-prompts = 16
-batch = 8
-bootstrap = 5
-[checkpoint]
-every = 10
-)",
-                      "outliers.toml", keys);
+  return tiny_task_config("orthogonal_outlier_regression", keys);
 }
 
 std::vector<std::string> suites_of(const fs::path& file) {
@@ -127,6 +110,25 @@ TEST_CASE("suites: an interrupted run has every line once") {
   CHECK(lines_without_times(run / "eval.jsonl") == whole);
   CHECK(lines_without_times(run / "metrics.jsonl").size() ==
         lines_without_times(directory / "whole/metrics.jsonl").size());
+  // The disk lost the end of what was written for a step: an evaluation whose standard line is missing is made again,
+  // in the middle of training and at its end.
+  const auto first_lines = [&whole](std::size_t count) {
+    std::string text;
+    for (std::size_t i = 0; i < count; ++i) text += whole[i].dump() + "\n";
+    return text;
+  };
+  const fs::path torn = directory / "torn";
+  for (const std::size_t left : {5, 4, 3}) {
+    CAPTURE(left);
+    fs::remove_all(torn);
+    static_cast<void>(train_in(torn, outlier_config({"train.steps=10"})));
+    write_contents(torn / "eval.jsonl", first_lines(left) + "{\"step\":10,\"su");
+    static_cast<void>(train_in(torn, config));
+    CHECK(lines_without_times(torn / "eval.jsonl") == whole);
+  }
+  write_contents(torn / "eval.jsonl", first_lines(11));
+  static_cast<void>(train_in(torn, config));
+  CHECK(lines_without_times(torn / "eval.jsonl") == whole);
   // and one that is done writes nothing more
   static_cast<void>(train_in(run, config));
   CHECK(lines_without_times(run / "eval.jsonl") == whole);

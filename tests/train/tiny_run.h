@@ -71,6 +71,27 @@ every = 0
   return parse_config(kTinyConfig, "tiny.toml", overrides);
 }
 
+/// A run of 5 steps of one Mamba block on any task. Some tasks' points or lengths must be given to be small.
+inline constexpr const char* kTinyTaskConfig = R"([model]
+preset = "mamba"
+width = 16
+layers = 1
+[train]
+batch = 4
+steps = 5
+log_every = 1
+[eval]
+every = 0
+prompts = 16
+batch = 8
+bootstrap = 4
+)";
+
+[[nodiscard]] inline RunConfig tiny_task_config(const std::string& task, std::vector<std::string> overrides = {}) {
+  overrides.insert(overrides.begin(), "task.name=" + task);
+  return parse_config(kTinyTaskConfig, task + ".toml", overrides);
+}
+
 /// An experiment on a device.
 struct TinySession {
   explicit TinySession(const RunConfig& config, Backend backend = Backend::Cpu, int threads = 1)
