@@ -1,39 +1,16 @@
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 #include <vector>
 
 #include "engine/cpu_stream.h"
 #include "ops/attention.h"
+#include "ops/exponential_formula.h"
 
 namespace graft {
 namespace {
 
 constexpr std::int64_t kLanes = 16;  // independent partial sums, so that reductions vectorize
-
-/// exp(x) for x <= 0 in float, to 1 unit in the last place or so, without a call: loops over it vectorize.
-inline float exp_nonpositive(float x) {
-  // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; ln 2 in two parts keeps r exact.
-  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it leaves n in the low bits
-  const float clamped = x < -87.f ? -87.f : x;
-  const float shifted = clamped * 1.44269504088896341f + kRound;
-  const float n = shifted - kRound;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float series = 1.f / 5040;
-  series = series * r + 1.f / 720;
-  series = series * r + 1.f / 120;
-  series = series * r + 1.f / 24;
-  series = series * r + 1.f / 6;
-  series = series * r + 0.5f;
-  series = series * r + 1.f;
-  series = series * r + 1.f;
-  const auto power = (std::bit_cast<std::uint32_t>(shifted) << 23U) + 0x3f800000U;
-  const float y = series * std::bit_cast<float>(power);
-  return x < -87.f ? 0.f : y;
-}
-inline double exp_nonpositive(double x) { return std::exp(x); }
 
 template <class A>
 A max_of(const A* x, std::int64_t n) {
@@ -124,7 +101,7 @@ void forward(Stream& stream, const AttentionForward& args) {
       const std::int64_t seen = i + 1;
       multiply_rows(weights.data(), query.data(), keys.data(), size, seen, tokens);
       const A largest = max_of(weights.data(), seen);
-      for (std::int64_t j = 0; j < seen; ++j) weights[j] = exp_nonpositive(weights[j] - largest);
+      for (std::int64_t j = 0; j < seen; ++j) weights[j] = exponential(weights[j] - largest);
       const A sum = sum_of(weights.data(), seen);
       lse[i] = largest + std::log(sum);
       multiply_rows(result.data(), weights.data(), values.data(), seen, size, size);
@@ -195,7 +172,7 @@ void backward(Stream& stream, const AttentionBackward& args) {
       for (std::int64_t j = 0; j < seen; ++j) {
         // Rounding may leave a score a little above lse; the exponential there is 1 all the same.
         const A exponent = weights[j] - lse[i];
-        weights[j] = exp_nonpositive(exponent > A{0} ? A{0} : exponent);
+        weights[j] = exponential(exponent > A{0} ? A{0} : exponent);
         dweights[j] = weights[j] * (dweights[j] - dot) * scale;
       }
       multiply_rows(dq.data() + i * size, dweights.data(), keys.data(), seen, size, size);
