@@ -63,11 +63,13 @@ void check_same_model(const RunConfig& trained, const RunConfig& config) {
 /// A run's configuration with overrides. Where they make prompts shorter, the table of positions keeps the rows that
 /// the run's weights have.
 RunConfig overridden(const std::string& path, std::vector<std::string> overrides) {
+  RunConfig trained = load_config(path);
+  if (overrides.empty()) return trained;
   RunConfig config = load_config(path, overrides);
-  check_same_model(load_config(path), config);
-  if (overrides.empty() || config.settings.integer("model.position_rows") != 0) return config;
+  check_same_model(trained, config);
+  if (config.settings.integer("model.position_rows") != 0) return config;
   const auto longest_prompt = [](const RunConfig& run) { return make_task(run.settings)->shape().max_tokens; };
-  const std::int64_t rows = longest_prompt(load_config(path));
+  const std::int64_t rows = longest_prompt(trained);
   if (longest_prompt(config) >= rows) return config;
   overrides.push_back(fmt::format("model.position_rows={}", rows));
   return load_config(path, overrides);

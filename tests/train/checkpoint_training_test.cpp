@@ -23,6 +23,7 @@
 #include "engine/stream.h"
 #include "tests/support/parity.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/support/watched_stream.h"
 #include "tests/train/tiny_run.h"
 #include "train/checkpoint_writer.h"
 #include "train/host_snapshot.h"
@@ -185,14 +186,11 @@ TEST_CASE("checkpoints in training: going back sets later checkpoints aside befo
   const pid_t child = ::fork();
   REQUIRE(child >= 0);
   if (child == 0) {
-    const auto die = [](void*, const char* text, std::size_t size) -> ssize_t {
-      if (std::string_view(text, size).find("eval at step 25") != std::string_view::npos) ::_exit(9);
-      return static_cast<ssize_t>(size);
-    };
-    std::FILE* out = ::fopencookie(nullptr, "w", {nullptr, die, nullptr, nullptr});
-    std::setvbuf(out, nullptr, _IOLBF, 4096);
+    const WatchedStream out([](std::string_view line) {
+      if (line.find("eval at step 25") != std::string_view::npos) ::_exit(9);
+    });
     train_from(directory / "run/ckpt/step_20", directory / "run",
-               tiny_config({"checkpoint.every=0", "checkpoint.keep=10", "train.steps=25"}), out);
+               tiny_config({"checkpoint.every=0", "checkpoint.keep=10", "train.steps=25"}), out.file());
     ::_exit(1);
   }
   int status = 0;

@@ -9,7 +9,6 @@
 #include <chrono>
 #include <csignal>
 #include <cstdint>
-#include <cstdio>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -21,6 +20,7 @@
 #include "tests/support/process_limits.h"
 #include "tests/support/share.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/support/watched_stream.h"
 #include "tests/train/tiny_run.h"
 #include "train/signals.h"
 
@@ -226,47 +226,28 @@ TEST_CASE("interruption: CUDA: every model of the retrieval study resumes at ran
   check_token_families(Backend::Cuda, {"fp32", "tf32", "bf16"});
 }
 
-/// What the process holds whenever an evaluation is printed.
-class Witness {
- public:
-  struct Sample {
-    std::int64_t resident;  // bytes
-    std::int64_t descriptors;
-  };
-  Witness() {
-    file_ = ::fopencookie(this, "w", {nullptr, &Witness::write, nullptr, nullptr});
-    REQUIRE(file_ != nullptr);
-    std::setvbuf(file_, nullptr, _IOLBF, 4096);
-  }
-  ~Witness() { std::fclose(file_); }
-  Witness(const Witness&) = delete;
-  Witness& operator=(const Witness&) = delete;
-  [[nodiscard]] std::FILE* file() const { return file_; }
-  [[nodiscard]] const std::vector<Sample>& samples() const { return samples_; }
-
- private:
-  static ssize_t write(void* cookie, const char* data, std::size_t size) {
-    auto* self = static_cast<Witness*>(cookie);
-    if (std::string_view(data, size).find("eval at step") != std::string_view::npos) self->look();
-    return static_cast<ssize_t>(size);
-  }
-  void look() {
-    const auto resident = static_cast<std::int64_t>(memory_in_use().resident);
-    std::int64_t descriptors = 0;
-    for ([[maybe_unused]] const auto& entry : fs::directory_iterator("/proc/self/fd")) ++descriptors;
-    samples_.push_back({resident, descriptors});
-  }
-  std::FILE* file_ = nullptr;
-  std::vector<Sample> samples_;
+/// What the process holds.
+struct Held {
+  std::int64_t resident;  // bytes
+  std::int64_t descriptors;
 };
+
+Held held_now() {
+  const auto resident = static_cast<std::int64_t>(memory_in_use().resident);
+  std::int64_t descriptors = 0;
+  for ([[maybe_unused]] const auto& entry : fs::directory_iterator("/proc/self/fd")) ++descriptors;
+  return {resident, descriptors};
+}
 
 void check_endurance(Backend backend) {
   const TemporaryDirectory directory;
-  const Witness out;
+  std::vector<Held> samples;  // whenever an evaluation is printed
+  const WatchedStream out([&](std::string_view line) {
+    if (line.find("eval at step") != std::string_view::npos) samples.push_back(held_now());
+  });
   const RunConfig config = tiny_config({"train.steps=4000", "schedule.total=4000", "eval.every=50",
                                         "checkpoint.every=40", "checkpoint.keep=2", "checkpoint.keep_every=0"});
   CHECK(train_in(directory / "run", config, out.file(), backend).step == 4000);
-  const std::vector<Witness::Sample>& samples = out.samples();
   REQUIRE(samples.size() == 80);
   // A checkpoint under way has files open; the number may vary, and must not rise.
   std::int64_t early = 0;

@@ -17,6 +17,7 @@
 #include "tests/support/parity.h"
 #include "tests/support/share.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/support/watched_stream.h"
 #include "tests/train/tiny_run.h"
 
 namespace graft::test {
@@ -24,34 +25,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// A stream that raises a signal in this process when a text is written to it: an interruption at a known step.
-class Tripwire {
- public:
-  Tripwire(std::string text, int signal) : text_(std::move(text)), signal_(signal) {
-    file_ = ::fopencookie(this, "w", {nullptr, &Tripwire::write, nullptr, nullptr});
-    REQUIRE(file_ != nullptr);
-    std::setvbuf(file_, nullptr, _IOLBF, 4096);
-  }
-  ~Tripwire() { std::fclose(file_); }
-  Tripwire(const Tripwire&) = delete;
-  Tripwire& operator=(const Tripwire&) = delete;
-  [[nodiscard]] std::FILE* file() const { return file_; }
-
- private:
-  static ssize_t write(void* cookie, const char* data, std::size_t size) {
-    const auto* self = static_cast<const Tripwire*>(cookie);
-    if (std::string_view(data, size).find(self->text_) != std::string_view::npos) std::raise(self->signal_);
-    return static_cast<ssize_t>(size);
-  }
-  std::string text_;
-  int signal_;
-  std::FILE* file_ = nullptr;
-};
-
 /// Trains until `stop` steps are done.
 TrainingOutcome interrupt_at(const fs::path& directory, const RunConfig& config, std::int64_t stop,
                              Backend backend = Backend::Cpu) {
-  const Tripwire out(fmt::format("eval at step {}:", stop), stop % 2 == 0 ? SIGTERM : SIGINT);
+  const WatchedStream out([text = fmt::format("eval at step {}:", stop), stop](std::string_view line) {
+    if (line.find(text) != std::string_view::npos) std::raise(stop % 2 == 0 ? SIGTERM : SIGINT);
+  });
   return train_in(directory, config, out.file(), backend);
 }
 

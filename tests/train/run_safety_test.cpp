@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -22,6 +21,7 @@
 #include "engine/error.h"
 #include "tests/support/process_limits.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/support/watched_stream.h"
 #include "tests/train/process.h"
 #include "tests/train/tiny_run.h"
 #include "train/json_lines.h"
@@ -64,39 +64,12 @@ void check_refused(const Result& result, int code, const std::string& part) {
   CHECK(result.err.find(part) != std::string::npos);
 }
 
-/// A stream that shows every line to a function.
-class Watched {
- public:
-  explicit Watched(std::function<void(std::string_view)> see) : see_(std::move(see)) {
-    cookie_io_functions_t functions{};
-    functions.write = [](void* self, const char* text, std::size_t size) {
-      auto& watched = *static_cast<Watched*>(self);
-      watched.text_.append(text, size);
-      watched.see_({text, size});
-      return static_cast<ssize_t>(size);
-    };
-    file_ = ::fopencookie(this, "w", functions);
-    REQUIRE(file_ != nullptr);
-    std::setvbuf(file_, nullptr, _IOLBF, 4096);
-  }
-  ~Watched() { std::fclose(file_); }
-  Watched(const Watched&) = delete;
-  Watched& operator=(const Watched&) = delete;
-  [[nodiscard]] std::FILE* file() const { return file_; }
-  [[nodiscard]] bool holds(const std::string& part) const { return text_.find(part) != std::string::npos; }
-
- private:
-  std::function<void(std::string_view)> see_;
-  std::string text_;
-  std::FILE* file_ = nullptr;
-};
-
 /// Goes on from `checkpoint` in `directory` as --resume PATH does, and dies at step `end`, before anything is saved.
 void die_after_going_back(const fs::path& checkpoint, const fs::path& directory, int end) {
   const pid_t child = ::fork();
   REQUIRE(child >= 0);
   if (child == 0) {
-    const Watched out([end](std::string_view text) {
+    const WatchedStream out([end](std::string_view text) {
       if (text.find(fmt::format("eval at step {}", end)) != std::string_view::npos) ::_exit(9);
     });
     const RunConfig config = tiny_config({"checkpoint.keep=10", fmt::format("train.steps={}", end)});
@@ -319,7 +292,7 @@ TEST_CASE("run safety: a run's directory that moves away while it trains ends in
   for (const bool replaced : {false, true}) {
     CAPTURE(replaced);
     const fs::path run = directory / (replaced ? "replaced" : "moved"), away = run.string() + "_away";
-    const Watched out([&](std::string_view text) {
+    const WatchedStream out([&](std::string_view text) {
       if (text.find("eval at step 20") == std::string_view::npos || fs::exists(away)) return;
       fs::rename(run, away);
       if (replaced) train_in(run, tiny_config({"train.steps=1"}));  // somebody else's now
@@ -343,7 +316,7 @@ TEST_CASE("run safety: a run's directory that moves away while it trains ends in
 TEST_CASE("run safety: a log that is removed while the run goes on is said and begun again") {
   const TemporaryDirectory directory;
   const fs::path run = directory / "run";
-  const Watched out([&](std::string_view text) {
+  const WatchedStream out([&](std::string_view text) {
     if (text.find("eval at step 20") != std::string_view::npos) fs::remove(run / "metrics.jsonl");
   });
   train_in(run, tiny_config({"checkpoint.every=30", "eval.every=20"}), out.file());
@@ -357,13 +330,13 @@ TEST_CASE("run safety: a resume says that lines of a log are lost, and only then
   const TemporaryDirectory directory;
   const fs::path run = directory / "run";
   train_in(run, tiny_config({"train.steps=30", "checkpoint.every=10"}));
-  const Watched whole([](std::string_view) {});
+  const WatchedStream whole([](std::string_view) {});
   train_in(run, tiny_config({"train.steps=40", "checkpoint.every=10"}), whole.file());
   CHECK_FALSE(whole.holds("warning"));
   std::string metrics = contents(run / "metrics.jsonl");
   metrics.erase(0, metrics.find('\n') + 1);
   write_contents(run / "metrics.jsonl", metrics);
-  const Watched cut([](std::string_view) {});
+  const WatchedStream cut([](std::string_view) {});
   train_in(run, tiny_config({"train.steps=50", "checkpoint.every=10"}), cut.file());
   CHECK(cut.holds("metrics.jsonl holds "));
   CHECK(cut.holds("lines are lost"));
