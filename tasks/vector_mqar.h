@@ -35,7 +35,7 @@ struct VectorRetrieval {
 
   /// Memory that the threads of one example share.
   struct Scratch {
-    double* order;        // [candidates() + slots]
+    double* order;        // [scratch_doubles()]: a key for each candidate, then from slot_keys_at() on one for each slot
     std::int32_t* asked;  // [points() + queries]; of which asked[i] is the pair that point i asks for, -1: none
   };
 
@@ -45,14 +45,16 @@ struct VectorRetrieval {
   /// Point i is predicted at token first_point() + point_stride() * i.
   [[nodiscard]] GRAFT_HD int first_point() const { return 2 * pairs; }
   [[nodiscard]] GRAFT_HD int point_stride() const { return slots > 0 ? 2 : 1; }
-  [[nodiscard]] GRAFT_HD std::int64_t scratch_doubles() const { return candidates() + slots; }
+  /// Both parts have an even length: compilers load two keys at once, the last of an odd number with what follows it.
+  [[nodiscard]] GRAFT_HD int slot_keys_at() const { return candidates() + candidates() % 2; }
+  [[nodiscard]] GRAFT_HD std::int64_t scratch_doubles() const { return slot_keys_at() + slots + slots % 2; }
   [[nodiscard]] GRAFT_HD std::int64_t scratch_integers() const { return points() + queries; }
 
   /// Fills scratch.asked; a barrier stands at the end. Ranks of random numbers are a random order of what they belong
   /// to, and ranks of exponential variables with rates w_s the order of draws with probabilities proportional to w_s.
   GRAFT_HD void choose(const Threads& threads, const Draw& draw, const Scratch& scratch) const {
     double* pair_keys = scratch.order;
-    double* slot_keys = scratch.order + candidates();
+    double* slot_keys = scratch.order + slot_keys_at();
     std::int32_t* pair_of_query = scratch.asked + points();
     for (int p = threads.rank; p < candidates(); p += threads.count) {
       pair_keys[p] = static_cast<double>(draw.bits(kQueries, static_cast<std::uint32_t>(p)));

@@ -19,7 +19,7 @@ write_config "$work/tiny.toml"
 run="$work/run"
 settings=(-o model.preset=mambaformer -o model.width=32 -o model.layers=2 -o train.batch=16 -o checkpoint.every=20
   -o eval.every=100 -o train.log_every=20)
-settle=1500 # milliseconds after which a process has allocated all that it needs
+settle=1500 # milliseconds after a first evaluation: a process then has allocated all that it needs
 growth_allowed=2048 # KiB: what the heap may move by while nothing leaks
 
 # In KiB, and a number; nothing when the process has gone.
@@ -30,7 +30,7 @@ milliseconds() { date +%s%3N; }
 
 echo -e "life_ms\tsignal\tresumed_from\tmemory_early_kib\tmemory_late_kib\tdescriptors_early\tdescriptors_late" > "$report"
 end=$(($(date +%s) + duration))
-lives=0 resumed=0 reached=0 most_memory=0 most_growth=0 most_descriptors=0
+lives=0 watched=0 resumed=0 reached=0 most_memory=0 most_growth=0 most_descriptors=0
 declare -A sent=([KILL]=0 [TERM]=0 [INT]=0)
 while [ "$(date +%s)" -lt "$end" ]; do
   lives=$((lives + 1))
@@ -46,12 +46,14 @@ while [ "$(date +%s)" -lt "$end" ]; do
   # Until it is graft, SIGINT is still ignored and would leave it running.
   while command=$(cat "/proc/$process/comm" 2> /dev/null) && [ "$command" != "$name" ]; do sleep 0.001; done
   started=$(milliseconds)
-  memory=() descriptors=()
+  memory=() descriptors=() evaluated=
   while :; do
     left=$((life - ($(milliseconds) - started)))
     [ $left -gt 0 ] || break
     sleep "$(printf '%d.%03d' $((left > 1000 ? 1 : 0)) $((left > 1000 ? 0 : left)))"
-    if [ $(($(milliseconds) - started)) -gt $settle ] && kibibytes=$(memory_of $process) && [ -n "$kibibytes" ]; then
+    if [ -z "$evaluated" ]; then
+      ! grep -q "^eval at step" "$work/run.out" || evaluated=$(milliseconds)
+    elif [ $(($(milliseconds) - evaluated)) -gt $settle ] && kibibytes=$(memory_of $process) && [ -n "$kibibytes" ]; then
       memory+=("$kibibytes")
       descriptors+=("$(descriptors_of $process)")
     fi
@@ -70,6 +72,7 @@ while [ "$(date +%s)" -lt "$end" ]; do
     resumed=$((resumed + 1))
   fi
   if [ ${#memory[@]} -ge 2 ]; then
+    watched=$((watched + 1))
     grown=$((memory[-1] - memory[0]))
     [ $grown -le $most_growth ] || most_growth=$grown
     [ "${memory[-1]}" -le $most_memory ] || most_memory=${memory[-1]}
@@ -94,4 +97,4 @@ same_run "$run" "$work/whole" "$steps" || fail "after $steps steps the run diffe
 [ "$(evaluations_of "$run")" = "$(evaluations_of "$work/whole")" ] || fail "after $steps steps the evaluations differ"
 echo "$duration seconds, $lives lives (${sent[KILL]} kill -9, ${sent[TERM]} SIGTERM, ${sent[INT]} SIGINT), $resumed resumes:" \
   "after $steps steps weights, moments, metrics and evaluations are those of an uninterrupted run, bit for bit;" \
-  "most memory $most_memory KiB, most growth in a life $most_growth KiB, most descriptors $most_descriptors"
+  "in $watched lives long enough to tell: most memory $most_memory KiB, most growth in a life $most_growth KiB, most descriptors $most_descriptors"
