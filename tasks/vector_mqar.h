@@ -35,7 +35,7 @@ struct VectorRetrieval {
 
   /// Memory that the threads of one example share.
   struct Scratch {
-    double* order;        // [scratch_doubles()]: a key for each candidate, then from slot_keys_at() on one for each slot
+    double* order;  // [scratch_doubles()]: a key for each candidate, then from slot_keys_at() on one for each slot
     std::int32_t* asked;  // [points() + queries]; of which asked[i] is the pair that point i asks for, -1: none
   };
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -13,6 +12,7 @@
 
 #include "engine/error.h"
 #include "engine/philox.h"
+#include "tests/support/golden.h"
 #include "train/safetensors.h"
 
 namespace graft {
@@ -71,13 +71,8 @@ double worst_relative(const std::vector<double>& values, const std::vector<doubl
   return difference / largest;
 }
 
-std::filesystem::path golden_directory() {
-  if (const char* given = std::getenv("GRAFT_GOLDEN_DIR")) return given;
-  return std::filesystem::path(__FILE__).parent_path().parent_path() / "golden";
-}
-
 TEST_CASE("baselines: golden predictions") {
-  const auto path = golden_directory() / "least_squares" / "data.safetensors";
+  const auto path = test::golden_directory() / "least_squares" / "data.safetensors";
   REQUIRE_MESSAGE(std::filesystem::exists(path), path.string());
   const SafetensorsFile file(path);
   const Shape shape = file.at("in.xs").shape;

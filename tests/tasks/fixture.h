@@ -9,7 +9,7 @@ namespace graft::test {
 
 /// tests/fixtures/<name>.json: numbers of another program; "made_with" says which and how.
 [[nodiscard]] inline nlohmann::json fixture(const std::string& name) {
-  const auto directory = std::filesystem::path(__FILE__).parent_path().parent_path() / "fixtures";
+  const auto directory = std::filesystem::path(GRAFT_SOURCE_DIR) / "tests/fixtures";
   std::ifstream file(directory / (name + ".json"));
   return nlohmann::json::parse(file);
 }
