@@ -42,8 +42,10 @@ Target find_target(const std::string& text) {
   if (fs::exists(path / "resolved.toml")) return {path, {}};
   if (fs::exists(path / "manifest.json")) {
     for (const fs::path& whole : {fs::absolute(path), fs::canonical(path)}) {
-      const fs::path run = whole.parent_path().parent_path();
-      if (fs::exists(run / "resolved.toml")) return {run, path};
+      const fs::path folder = whole.parent_path();  // ckpt, or a branch set aside in it
+      for (const fs::path& run : {folder.parent_path(), folder.parent_path().parent_path()}) {
+        if (fs::exists(run / "resolved.toml")) return {run, path};
+      }
     }
   }
   throw DataError(fmt::format(

@@ -480,7 +480,10 @@ TEST_CASE("command line: train leaves a whole run, and eval finds the same numbe
   CHECK(record.at("seed") == 5);
   CHECK(record.at("command_line").get<std::string>().find("--threads 1") != std::string::npos);
 
-  for (const char* target : {"run", "run/", "run/ckpt/step_60", "./run/ckpt/step_60/"}) {
+  fs::create_directory(place / "run/ckpt/abandoned_1");
+  fs::copy(place / "run/ckpt/step_60", place / "run/ckpt/abandoned_1/step_60");
+  for (const char* target :
+       {"run", "run/", "run/ckpt/step_60", "./run/ckpt/step_60/", "run/ckpt/abandoned_1/step_60"}) {
     CAPTURE(target);
     fs::remove(place / "eval.json");
     const Result evaluated = place.graft({"eval", target, "--out", "eval.json", "--device", "cpu", "--threads", "2"});
