@@ -220,6 +220,10 @@ class ChainOfThoughtTask final : public Task {
     }
     return prompt;
   }
+  [[nodiscard]] std::string truth_text(const Prompt& prompt) const override {
+    return fmt::format("W [{}, {}] (--json prints it), {}", law_.hidden, law_.dim,
+                       named_numbers("v", std::span(prompt.truth).last(static_cast<std::size_t>(law_.hidden))));
+  }
   [[nodiscard]] std::string description() const override {
     return fmt::format(
         "chain of thought: s = relu(W x), y = <v, s>, x ~ N(0, I_{}), {} hidden units, {} points of x, s, y", law_.dim,

@@ -14,9 +14,7 @@ std::string ManyOutlierRegression::text() const {
 }
 
 std::string ManyOutlierRegression::text_of(const std::vector<float>& parameters) const {
-  std::string text = "w =";
-  for (const float weight : parameters) text += fmt::format(" {:.3f}", weight);
-  return text;
+  return named_numbers("w", parameters);
 }
 
 namespace {

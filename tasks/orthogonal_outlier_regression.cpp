@@ -19,8 +19,7 @@ std::string OrthogonalOutlierRegression::text_of(const std::vector<float>& param
   std::string text;
   const auto append = [&](const char* name, std::size_t row) {
     const auto width = static_cast<std::size_t>(dim);
-    text += fmt::format("{}{} =", text.empty() ? "" : "\n", name);
-    for (std::size_t j = 0; j < width; ++j) text += fmt::format(" {:.3f}", parameters[row * width + j]);
+    text += (text.empty() ? "" : "\n") + named_numbers(name, std::span(parameters).subspan(row * width, width));
   };
   append("w", 0);
   if (variant == OrthogonalOutliers::Paper) {

@@ -29,10 +29,8 @@ class Relu2nnRegressionTask final : public RegressionTask<Relu2nnRegression> {
   }
   [[nodiscard]] std::string truth_text(const Prompt& prompt) const override {
     const auto hidden = static_cast<std::size_t>(law().hidden);
-    const std::size_t first = prompt.truth.size() - hidden;
-    std::string text = fmt::format("W [{}, {}] (--json prints it), v =", hidden, law().dim);
-    for (std::size_t h = 0; h < hidden; ++h) text += fmt::format(" {:.3f}", prompt.truth[first + h]);
-    return text;
+    return fmt::format("W [{}, {}] (--json prints it), {}", hidden, law().dim,
+                       named_numbers("v", std::span(prompt.truth).last(hidden)));
   }
   [[nodiscard]] std::string description() const override {
     return fmt::format(

@@ -1,9 +1,12 @@
 #include "tasks/statistics.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <tuple>
+#include <utility>
 
 #include "engine/philox.h"
 #include "engine/require.h"
@@ -23,6 +26,45 @@ void draw_resample(const BootstrapOptions& options, int resample, std::vector<st
   std::fill(times.begin(), times.end(), 0);
   for (std::uint32_t i = 0; i < prompts; ++i) ++times[draw.below(prompts, kResamplePrompts, i)];
 }
+
+/// A mean of the values of positions; those with weight 0 are left out.
+double headline_over(Headline headline, std::span<const double> values, std::span<const double> weights) {
+  const auto mean_from = [&](std::size_t first) {
+    double sum = 0;
+    double total = 0;
+    for (std::size_t p = first; p < values.size(); ++p) {
+      if (weights[p] == 0) continue;
+      const double weight = headline == Headline::Pooled ? weights[p] : 1.0;
+      sum += weight * values[p];
+      total += weight;
+    }
+    return total > 0 ? std::optional(sum / total) : std::nullopt;
+  };
+  std::optional<double> mean;
+  if (headline == Headline::MeanFromSecond) mean = mean_from(1);
+  if (!mean) mean = mean_from(0);
+  return mean.value_or(kNaN);
+}
+
+ScoreSummary summary_over(std::span<const double> values, std::span<const double> weights) {
+  std::size_t last = values.size() - 1;
+  while (last > 0 && weights[last] == 0) --last;
+  return {headline_over(Headline::MeanFromSecond, values, weights), headline_over(Headline::MeanAll, values, weights),
+          weights[last] == 0 ? kNaN : values[last], headline_over(Headline::Pooled, values, weights)};
+}
+
+/// The two quantiles of a bootstrap band. NaN has no place in an order, and resamples that happen to miss it say
+/// nothing about the others; `known` is false where the number itself is NaN.
+std::pair<double, double> band_of(std::vector<double>& resampled, bool known, const BootstrapOptions& options) {
+  if (!known || std::any_of(resampled.begin(), resampled.end(), [](double value) { return std::isnan(value); })) {
+    return {kNaN, kNaN};
+  }
+  std::sort(resampled.begin(), resampled.end());
+  return {sorted_quantile(resampled, options.lower), sorted_quantile(resampled, options.upper)};
+}
+
+constexpr std::array kSummaryNumbers = {&ScoreSummary::mean_from_second, &ScoreSummary::mean_all, &ScoreSummary::last,
+                                        &ScoreSummary::pooled};
 
 }  // namespace
 
@@ -100,8 +142,9 @@ PositionStatistics position_statistics(std::span<const double> scores, std::int6
   // means[p] gathers the position's mean in each resample; one that has no scored prompt there says nothing.
   std::vector<std::vector<double>> means(width);
   for (auto& list : means) list.reserve(static_cast<std::size_t>(options.resamples));
+  std::array<std::vector<double>, kSummaryNumbers.size()> summaries;
   std::vector<std::uint32_t> times(index(prompts));
-  std::vector<double> counts(width);
+  std::vector<double> counts(width), resampled(width);
   for (int resample = 0; resample < options.resamples; ++resample) {
     if (options.stop && options.stop()) return result;
     draw_resample(options, resample, times);
@@ -117,18 +160,24 @@ PositionStatistics position_statistics(std::span<const double> scores, std::int6
       for (std::size_t p = 0; p < width; ++p) counts[p] += weight * row_weights[p];
     }
     for (std::size_t p = 0; p < width; ++p) {
-      if (counts[p] > 0) means[p].push_back(sums[p] / counts[p]);
+      resampled[p] = counts[p] > 0 ? sums[p] / counts[p] : kNaN;
+      if (counts[p] > 0) means[p].push_back(resampled[p]);
+    }
+    const ScoreSummary summary = summary_over(resampled, counts);
+    for (std::size_t i = 0; i < summaries.size(); ++i) {
+      if (!std::isnan(summary.*kSummaryNumbers[i])) summaries[i].push_back(summary.*kSummaryNumbers[i]);
     }
   }
   result.lower.resize(width);
   result.upper.resize(width);
   for (std::size_t p = 0; p < width; ++p) {
-    // NaN has no place in an order; resamples that happen to miss it say nothing about the others.
-    const bool ordered = !std::isnan(result.mean[p]) &&
-                         std::none_of(means[p].begin(), means[p].end(), [](double mean) { return std::isnan(mean); });
-    if (ordered) std::sort(means[p].begin(), means[p].end());
-    result.lower[p] = ordered ? sorted_quantile(means[p], options.lower) : kNaN;
-    result.upper[p] = ordered ? sorted_quantile(means[p], options.upper) : kNaN;
+    std::tie(result.lower[p], result.upper[p]) = band_of(means[p], !std::isnan(result.mean[p]), options);
+  }
+  const ScoreSummary summary = summarize(result);
+  for (std::size_t i = 0; i < summaries.size(); ++i) {
+    const auto number = kSummaryNumbers[i];
+    std::tie(result.summary_lower.*number, result.summary_upper.*number) =
+        band_of(summaries[i], !std::isnan(summary.*number), options);
   }
   return result;
 }
@@ -173,28 +222,18 @@ double headline_of(Headline headline, std::span<const double> values, std::span<
                    bool skip_nan) {
   require(!values.empty() && values.size() == count.size(), "headline_of: {} values with {} counts", values.size(),
           count.size());
-  const auto mean_from = [&](std::size_t first) {
-    double sum = 0;
-    double weights = 0;
-    for (std::size_t p = first; p < values.size(); ++p) {
-      if (count[p] == 0 || (skip_nan && std::isnan(values[p]))) continue;
-      const double weight = headline == Headline::Pooled ? static_cast<double>(count[p]) : 1.0;
-      sum += weight * values[p];
-      weights += weight;
-    }
-    return weights > 0 ? std::optional(sum / weights) : std::nullopt;
-  };
-  std::optional<double> mean;
-  if (headline == Headline::MeanFromSecond) mean = mean_from(1);
-  if (!mean) mean = mean_from(0);
-  return mean.value_or(kNaN);
+  std::vector<double> weights(count.begin(), count.end());
+  for (std::size_t p = 0; p < values.size(); ++p) {
+    if (skip_nan && std::isnan(values[p])) weights[p] = 0;
+  }
+  return headline_over(headline, values, weights);
 }
 
 ScoreSummary summarize(const PositionStatistics& statistics) {
   require(!statistics.mean.empty() && statistics.count.size() == statistics.mean.size(),
           "summarize: statistics of {} positions with {} counts", statistics.mean.size(), statistics.count.size());
-  const auto of = [&](Headline headline) { return headline_of(headline, statistics.mean, statistics.count); };
-  return {of(Headline::MeanFromSecond), of(Headline::MeanAll), statistics.mean.back(), of(Headline::Pooled)};
+  const std::vector<double> weights(statistics.count.begin(), statistics.count.end());
+  return summary_over(statistics.mean, weights);
 }
 
 }  // namespace graft

@@ -16,14 +16,6 @@ struct BootstrapOptions {
   std::function<bool()> stop = {};  // asked before every resample: true ends the work, and there is no band
 };
 
-/// Scores of an evaluation, position by position. NaN stands where a position has too few prompts for a value.
-struct PositionStatistics {
-  std::vector<double> mean;
-  std::vector<double> standard_deviation;  // unbiased: divided by prompts - 1
-  std::vector<double> lower, upper;        // bootstrap band of the mean
-  std::vector<std::int64_t> count;         // prompts that are scored at the position
-};
-
 /// Which number of a summary stands for an evaluation.
 enum class Headline : std::uint8_t { MeanFromSecond, MeanAll, Pooled };
 
@@ -37,16 +29,25 @@ struct ScoreSummary {
   double mean_from_second = 0;  // mean over positions i >= 1 of the positions' means (equation 2 of Park et al. 2024);
                                 // where none of them is scored, as with one position, mean_all
   double mean_all = 0;          // mean over all positions
-  double last = 0;              // the last position
+  double last = 0;              // the last position at which anything is scored
   double pooled = 0;            // mean over all scored points of all prompts: what outlier tasks report
 
   [[nodiscard]] double value(Headline headline) const;
 };
 
-/// Mean, standard deviation and bootstrap band of every position.
+/// Scores of an evaluation, position by position. NaN stands where a position has too few prompts for a value.
+struct PositionStatistics {
+  std::vector<double> mean;
+  std::vector<double> standard_deviation;     // unbiased: divided by prompts - 1
+  std::vector<double> lower, upper;           // bootstrap band of the mean
+  std::vector<std::int64_t> count;            // prompts that are scored at the position
+  ScoreSummary summary_lower, summary_upper;  // bootstrap band of the numbers for a whole evaluation
+};
+
+/// Mean, standard deviation and bootstrap band of every position, and the band of their summary.
 ///   scores  [prompts, points]
 ///   scored  [prompts, points], 1 where a score counts; empty: all do
-/// Band: prompts are drawn with replacement `resamples` times, the same draw for all positions, and quantiles of the
+/// Bands: prompts are drawn with replacement `resamples` times, the same draw for all positions, and quantiles of the
 /// means are taken with linear interpolation between order statistics. Draws are a pure function of the seed.
 /// A NaN score makes its position's values NaN. Throws ArgumentError if sizes do not match.
 /// Source: Garg et al. 2022, evaluation (1,000 resamples, 5th and 95th percentile).

@@ -33,9 +33,11 @@ std::unique_ptr<Task> Task::suite(std::string_view name) const {
   throw ArgumentError(fmt::format("suite: this task has no evaluation called \"{}\", expected one of {}", name, known));
 }
 
-std::string Task::truth_text(const Prompt& prompt) const {
-  std::string text = "truth";
-  for (const float value : prompt.truth) text += fmt::format(" {:.3f}", value);
+std::string Task::truth_text(const Prompt& prompt) const { return named_numbers("w", prompt.truth); }
+
+std::string named_numbers(std::string_view name, std::span<const float> values) {
+  std::string text = fmt::format("{} =", name);
+  for (const float value : values) text += fmt::format(" {:.3f}", value);
   return text;
 }
 

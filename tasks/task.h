@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -128,11 +129,15 @@ class Task {
   [[nodiscard]] virtual std::vector<std::string> baselines() const { return {}; }
   /// A token id as people read it; for tasks on token ids.
   [[nodiscard]] virtual std::string token_name(std::int32_t id) const { return std::to_string(id); }
-  /// What generated a prompt, for people: "w = 0.31 -1.20", "subset {2, 7}". One line or more, without a final newline.
+  /// What generated a prompt, for people: "w = 0.310 -1.200", "subset {2, 7}". One line or more, without a final
+  /// newline. Unless a task says otherwise, truth are weights w.
   [[nodiscard]] virtual std::string truth_text(const Prompt& prompt) const;
   /// One line for people: "y = <w, x>, w ~ N(0, I_20)".
   [[nodiscard]] virtual std::string description() const = 0;
 };
+
+/// "v = 0.310 -1.200": numbers as truth_text() has them.
+[[nodiscard]] std::string named_numbers(std::string_view name, std::span<const float> values);
 
 /// A task by name: what a configuration's task.name can say.
 struct TaskEntry {

@@ -147,6 +147,15 @@ class VectorRetrievalTask final : public Task {
     }
     return prompt;
   }
+  [[nodiscard]] std::string truth_text(const Prompt& prompt) const override {
+    std::string text;
+    for (std::size_t i = 0; i < prompt.truth.size(); ++i) {
+      const auto pair = static_cast<int>(prompt.truth[i]);
+      const std::string asked = pair < law_.pairs ? fmt::format("{}", pair) : "no pair";
+      text += fmt::format("{}token {} asks for {}", i == 0 ? "" : ", ", prompt.scored[i], asked);
+    }
+    return text + "; pair p is tokens 2 p and 2 p + 1";
+  }
   [[nodiscard]] std::string_view score_name() const override {
     return squared_norm_ ? "squared norm of the error" : "squared error a coordinate";
   }

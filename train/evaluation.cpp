@@ -103,16 +103,21 @@ std::string number(double value) {
 }  // namespace
 
 nlohmann::ordered_json EvaluationResult::json() const {
+  const auto numbers = [](const ScoreSummary& of) {
+    return nlohmann::ordered_json{
+        {"mean_from_second", of.mean_from_second}, {"mean_all", of.mean_all}, {"last", of.last}, {"pooled", of.pooled}};
+  };
   nlohmann::ordered_json line;
   line["step"] = step;
   line["suite"] = suite;
   line["prompts"] = prompts;
-  line["summary"] = {{"mean_from_second", summary.mean_from_second},
-                     {"mean_all", summary.mean_all},
-                     {"last", summary.last},
-                     {"pooled", summary.pooled}};
+  line["summary"] = numbers(summary);
   line["summary"]["headline"] = name_of(headline);
   if (accuracy) line["summary"]["accuracy"] = *accuracy;
+  if (!positions.lower.empty()) {
+    line["summary_lower"] = numbers(positions.summary_lower);
+    line["summary_upper"] = numbers(positions.summary_upper);
+  }
   line["positions"] = positions.mean;
   line["standard_deviation"] = positions.standard_deviation;
   line["lower"] = positions.lower;
@@ -376,18 +381,18 @@ std::string summary_table(const EvaluationResult& result, const std::string& mod
                                                    number(*result.accuracy), result.prompts)
                                      : "";
   text += header + "\n" + std::string(header.size(), '-') + "\n";
-  const auto row = [&](const std::string& name, const std::vector<double>& values) {
-    text += fmt::format("{:<{}}  {:>10}", name, width, number(headline_of(result.headline, values, counts)));
+  const auto row = [&](const std::string& name, const ScoreSummary& summary, const std::vector<double>& values) {
+    text += fmt::format("{:<{}}  {:>10}", name, width, number(summary.value(result.headline)));
     for (const std::size_t at : columns) text += fmt::format("  {:>9}", number(values[at]));
     text += "\n";
   };
   // Baselines whose numbers are over less than the model's: "~", and a line for each number of prompts.
   bool any_partial = false;
   std::map<std::int64_t, std::vector<std::string>> fewer_prompts;
-  row(model_name, model);
+  row(model_name, result.summary, model);
   if (!result.positions.lower.empty()) {
-    row("  5% bootstrap", result.positions.lower);
-    row("  95% bootstrap", result.positions.upper);
+    row("  5% bootstrap", result.positions.summary_lower, result.positions.lower);
+    row("  95% bootstrap", result.positions.summary_upper, result.positions.upper);
   }
   for (const auto& [name, values] : result.baselines) {
     const auto known =

@@ -80,6 +80,27 @@ TEST_CASE("statistics: the band is that of the resampled means, with one draw fo
     CHECK(s.lower[at] == doctest::Approx(means[4] + 0.9 * (means[5] - means[4])).epsilon(1e-12));
     CHECK(s.upper[at] == doctest::Approx(means[39] + 0.2 * (means[40] - means[39])).epsilon(1e-12));
   }
+  std::vector<double> all, from_second;  // of one resample each
+  for (std::uint32_t r = 0; r < 50; ++r) {
+    const Draw draw{11, RandomDomain::Bootstrap, 0, r};
+    double first = 0, rest = 0;
+    for (std::uint32_t i = 0; i < kPrompts; ++i) {
+      const double* row = &scores[static_cast<std::size_t>(draw.below(kPrompts, 0, i) * kPoints)];
+      first += row[0];
+      rest += row[1] + row[2];
+    }
+    all.push_back((first + rest) / (kPrompts * kPoints));
+    from_second.push_back(rest / (kPrompts * 2));
+  }
+  std::sort(all.begin(), all.end());
+  std::sort(from_second.begin(), from_second.end());
+  CHECK(s.summary_lower.mean_all == doctest::Approx(sorted_quantile(all, 0.1)).epsilon(1e-12));
+  CHECK(s.summary_upper.mean_all == doctest::Approx(sorted_quantile(all, 0.8)).epsilon(1e-12));
+  CHECK(s.summary_lower.pooled == doctest::Approx(sorted_quantile(all, 0.1)).epsilon(1e-12));
+  CHECK(s.summary_lower.mean_from_second == doctest::Approx(sorted_quantile(from_second, 0.1)).epsilon(1e-12));
+  CHECK(s.summary_upper.mean_from_second == doctest::Approx(sorted_quantile(from_second, 0.8)).epsilon(1e-12));
+  CHECK(s.summary_lower.last == s.lower[2]);
+  CHECK(s.summary_upper.last == s.upper[2]);
   BootstrapOptions other = options;
   other.seed = 12;
   CHECK(position_statistics(scores, kPrompts, kPoints, options).lower == s.lower);
@@ -127,7 +148,22 @@ TEST_CASE("statistics: points that are not scored leave no trace") {
   CHECK(summary.pooled == doctest::Approx(14.0 / 4));
   CHECK(summary.mean_all == 4);
   CHECK(summary.mean_from_second == 5);
-  CHECK(std::isnan(summary.last));
+  CHECK(summary.last == 5);
+  CHECK(s.summary_lower.pooled >= 1);
+  CHECK(s.summary_upper.pooled <= 5);
+  const PositionStatistics none =
+      position_statistics(std::vector<double>{1, 2}, 1, 2, {}, std::vector<std::uint8_t>(2));
+  CHECK(std::isnan(summarize(none).last));
+  CHECK(std::isnan(none.summary_upper.mean_all));
+}
+
+TEST_CASE("statistics: a mean over independent positions has a narrower band than each of them") {
+  constexpr std::int64_t kPrompts = 400, kPoints = 25;
+  const PositionStatistics s = position_statistics(normals(kPrompts * kPoints, 21), kPrompts, kPoints);
+  const double whole = s.summary_upper.mean_all - s.summary_lower.mean_all;
+  const double expected = 2 * 1.6449 / std::sqrt(static_cast<double>(kPrompts * kPoints));
+  CHECK(std::abs(whole / expected - 1) < 0.2);  // a band's width scatters by about 4 %
+  CHECK(s.upper[3] - s.lower[3] > 4 * whole);
 }
 
 TEST_CASE("statistics: a score that is not finite is seen") {
@@ -140,6 +176,7 @@ TEST_CASE("statistics: a score that is not finite is seen") {
   CHECK(s.mean[2] == inf);
   CHECK(s.upper[2] == inf);
   CHECK(std::isnan(summarize(s).mean_all));
+  CHECK(std::isnan(s.summary_lower.mean_all));
 }
 
 TEST_CASE("statistics: one position and one prompt") {

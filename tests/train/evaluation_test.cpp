@@ -242,6 +242,7 @@ TEST_CASE("evaluation: without resamples there is no band") {
   CHECK(result.positions.mean.size() == 5);
   CHECK(result.positions.lower.empty());
   CHECK(result.json().at("lower").empty());
+  CHECK_FALSE(result.json().contains("summary_lower"));
   CHECK(summary_table(result, "transformer", "squared error").find("bootstrap") == std::string::npos);
 }
 
