@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "engine/error.h"
+#include "train/file_io.h"
 #include "train/run_name.h"
 #include "train/suggest.h"
 
@@ -66,6 +67,8 @@ class SweepReader {
   Sweep read() {
     if (!raw_.complete) throw_mistakes();
     read_tables();
+    if (!paragraphs_.empty()) throw_mistakes();
+    check_overrides();
     if (!paragraphs_.empty()) throw_mistakes();
     read_base();
     for (const Grid& grid : grids_) add_points(grid);
@@ -254,6 +257,24 @@ class SweepReader {
     }
   }
 
+  /// -o gives all runs one value. For a key that tells runs apart, and by which they are called, that would be the same
+  /// run several times, each under the name of another.
+  void check_overrides() {
+    for (const RawOverride& entry : last_) {
+      for (const Grid& grid : grids_) {
+        for (const Axis& axis : grid) {
+          if (!axis.named || axis.path != entry.path) continue;
+          const std::size_t values = axis.values.size();
+          add(axis.key_origin, axis.path,
+              fmt::format("{} would give this one value to {}; leave it out, or change the values here",
+                          entry.setting.key_origin.str(),
+                          values == 1 ? std::string("runs that are named after the grid's")
+                                      : fmt::format("runs that the grid's {} values tell apart", values)));
+        }
+      }
+    }
+  }
+
   void read_base() {
     const fs::path base = fs::path(path_).parent_path() / sweep_.base;
     try {
@@ -346,20 +367,31 @@ class SweepReader {
     point.overrides.push_back(std::move(name));
     point.overrides.insert(point.overrides.end(), last_.begin(), last_.end());
     sweep_.points.push_back(std::move(point));
+    origins_.push_back(origin);
   }
 
   void check_points() {
     std::size_t wrong = 0;
-    for (SweepPoint& point : sweep_.points) {
+    std::map<std::string, const SweepPoint*> known;  // by all that a run is made of, its name left out
+    for (std::size_t i = 0; i < sweep_.points.size(); ++i) {
+      SweepPoint& point = sweep_.points[i];
       try {
-        const RunConfig config = sweep_.config(point);
+        RunConfig config = sweep_.config(point);
         point.hash = config_hash8(config);
         point.steps = config.train.steps;
         point.stop = StopRule::of(config);
+        config.settings.erase("run.name");
+        const auto [same, is_new] = known.emplace(digest_of_text(resolved_toml(config)).xxh3_128, &point);
+        if (is_new) continue;
+        add(origins_[i], "sweep.grid",
+            fmt::format("the runs {} and {} would be the same, their configurations being equal in all but run.name{}; "
+                        "leave one of them out, or give them different values",
+                        same->second->name, point.name,
+                        last_.empty() ? "" : " (-o counts more than the values of a grid)"));
       } catch (const ConfigError& error) {
         take_mistakes(error.what());
-        if (++wrong == kMostWrongPoints) return;
       }
+      if (++wrong == kMostWrongPoints) return;
     }
   }
 
@@ -414,7 +446,8 @@ class SweepReader {
   SettingOrigin base_origin_;
   Grid common_;
   std::vector<Grid> grids_;
-  std::vector<RawOverride> last_;  // -o
+  std::vector<SettingOrigin> origins_;  // of the points: the first key of their table
+  std::vector<RawOverride> last_;       // -o
   std::set<std::string> names_, known_;
   std::vector<std::string> paragraphs_;
 };

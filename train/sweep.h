@@ -49,8 +49,9 @@ struct Sweep {
   [[nodiscard]] RunConfig config(const SweepPoint& point) const;
 };
 
-/// Reads a sweep and checks every run's configuration; `overrides` are -o arguments, for all runs. Throws ConfigError
-/// with every mistake and its place in the sweep's file or the base, like load_config().
+/// Reads a sweep and checks every run's configuration; `overrides` are -o arguments, for all runs, and so not for keys
+/// by which the grid tells them apart. Two runs that differ in nothing but their names are a mistake too. Throws
+/// ConfigError with every mistake and its place in the sweep's file or the base, like load_config().
 [[nodiscard]] Sweep load_sweep(const std::string& path, const std::vector<std::string>& overrides = {});
 
 }  // namespace graft

@@ -9,11 +9,11 @@
 #include <atomic>
 #include <cerrno>
 #include <cmath>
-#include <fstream>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
+#include <span>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -32,26 +32,35 @@ using nlohmann::json;
 
 constexpr std::uint64_t kLargestRecord = 1U << 28U;
 
-/// The last whole line of a file of JSON objects; null if there is none.
+bool is_there(const fs::path& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (status.type() == fs::file_type::not_found) return false;
+  if (error) throw_system_error("cannot look at", path, error.value());
+  return true;
+}
+
+/// The last whole line of a file of JSON objects; null if there is none. Throws if there is a file that cannot be read.
 json last_line(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return nullptr;
-  file.seekg(0, std::ios::end);
-  const auto size = static_cast<std::int64_t>(file.tellg());
-  for (std::int64_t wanted = 1 << 16;; wanted *= 8) {
-    const std::int64_t length = std::min(wanted, size);
-    std::string tail(static_cast<std::size_t>(length), '\0');
-    file.seekg(size - length);
-    if (!file.read(tail.data(), length)) return nullptr;
+  if (!is_there(path)) return nullptr;
+  const InputFile file(path);
+  for (std::uint64_t wanted = 1U << 16U;; wanted *= 8) {
+    const std::uint64_t length = std::min(wanted, file.size());
+    std::string tail(length, '\0');
+    try {
+      file.read(file.size() - length, std::as_writable_bytes(std::span(tail)));
+    } catch (const DataError&) {  // shortened since it was opened, by a run that goes on from a checkpoint
+      return nullptr;
+    }
     tail.resize(tail.rfind('\n') + 1);  // a part of a line, being written
     if (!tail.empty()) {
       const std::size_t before = tail.find_last_of('\n', tail.size() - 2);
-      if (before != std::string::npos || length == size) {
+      if (before != std::string::npos || length == file.size()) {
         json line = parse_json(std::string_view(tail).substr(before + 1));
         return line.is_object() ? line : json(nullptr);
       }
     }
-    if (length == size) return nullptr;
+    if (length == file.size() || wanted >= kLargestRecord) return nullptr;
   }
 }
 
@@ -82,6 +91,26 @@ std::string last_line_of(const std::string& message) {
   while (text.ends_with('\n')) text.pop_back();
   const std::size_t newline = text.rfind('\n');
   return newline == std::string::npos ? text : text.substr(newline + 1);
+}
+
+/// What a refusal of RunDirectory advises is meant for `graft train`: a sweep has no --run-dir.
+std::string for_sweeps(std::string message) {
+  constexpr std::array<std::array<std::string_view, 2>, 2> kAdvice = {
+      {{"wait for it or choose another --run-dir", "it may be running this same sweep; wait for it"},
+       {"choose another --run-dir", "choose another --runs-dir"}}};
+  for (const auto& [of_train, of_sweep] : kAdvice) {
+    if (const std::size_t at = message.find(of_train); at != std::string::npos) {
+      message.replace(at, of_train.size(), of_sweep);
+    }
+  }
+  return message;
+}
+
+/// The standard library's own text for a refusal of the file system is nothing to show.
+std::string text_of(const std::exception& error) {
+  const auto* refusal = dynamic_cast<const fs::filesystem_error*>(&error);
+  if (refusal == nullptr) return error.what();
+  return fmt::format("cannot use {}: {}", refusal->path1().string(), refusal->code().message());
 }
 
 /// A stream that puts a prefix before every line and writes whole lines: several threads share what is behind it.
@@ -224,7 +253,7 @@ TrainingOutcome train_point(Shared& shared, const SweepPoint& point, PrefixedStr
       const auto* known = dynamic_cast<const Error*>(&error);
       const ExitCode code = known == nullptr ? ExitCode::kEnvironment : known->exit_code();
       try {
-        directory->finish(static_cast<int>(code), error.what());
+        directory->finish(static_cast<int>(code), text_of(error));
       } catch (const Error& second) {  // a disk that refuses must not hide the error that ended the run
         out.say(fmt::format("graft: warning: run.json not written: {}", second.what()));
       }
@@ -247,13 +276,13 @@ void work(Shared& shared) {
         outcome.training = train_point(shared, point, out);
       } catch (const Error& error) {
         outcome.code = error.exit_code();
-        outcome.error = error.what();
+        outcome.error = for_sweeps(error.what());
       } catch (const std::bad_alloc&) {
         outcome.code = ExitCode::kEnvironment;
         outcome.error = "out of host memory; use fewer --jobs, or a smaller batch or model";
       } catch (const std::exception& error) {
         outcome.code = ExitCode::kEnvironment;
-        outcome.error = error.what();
+        outcome.error = text_of(error);
       }
       if (!outcome.error.empty()) out.say("failed: " + last_line_of(outcome.error));
     } catch (const std::exception& error) {  // not even a stream for progress
@@ -261,6 +290,83 @@ void work(Shared& shared) {
       outcome.error = error.what();
     }
     shared.outcomes[index] = std::move(outcome);
+  }
+}
+
+/// Whether a run that ended so was saved and is to go on.
+bool is_interruption(ExitCode code) {
+  constexpr std::array<ExitCode, 5> kCodes = {ExitCode::kHungUp, ExitCode::kInterrupted, ExitCode::kTerminated,
+                                              ExitCode::kOutOfProcessorTime, ExitCode::kRequeue};
+  return std::find(kCodes.begin(), kCodes.end(), code) != kCodes.end();
+}
+
+/// status_of(), except that it throws for what cannot be looked at.
+void look_at(const SweepPoint& point, const fs::path& directory, RunStatus& status) {
+  if (!is_there(directory / "run.json")) {
+    RunOptions options;
+    options.directory = directory;
+    options.config_hash = point.hash;
+    RunDirectory::check(options);  // what else is there would keep it from ever starting
+    return;
+  }
+  const json record = parse_json(read_text_file(directory / "run.json", kLargestRecord));
+  if (!is_record(record)) throw DataError("run.json is damaged");
+  if (record.at("config_hash") != point.hash) {
+    status.state = RunState::OtherConfig;
+    return;
+  }
+  std::string unreadable;
+  const auto last_line_in = [&](const char* name) -> json {
+    try {
+      return last_line(directory / name);
+    } catch (const Error& error) {
+      if (unreadable.empty()) unreadable = error.what();
+      return nullptr;
+    }
+  };
+  bool decided = false;
+  const json evaluation = last_line_in("eval.jsonl");
+  const json metrics = last_line_in("metrics.jsonl");
+  try {
+    if (evaluation.is_object()) {
+      status.evaluated = evaluation.at("step").get<std::int64_t>();
+      status.step = *status.evaluated;
+      const json& summary = evaluation.at("summary");
+      status.mean = number_of(summary.at(summary.value("headline", "mean_from_second")));
+      const std::vector<double> positions = numbers_of(evaluation.at("positions"));
+      std::optional<double> accuracy;
+      if (summary.contains("accuracy")) accuracy = number_of(summary.at("accuracy"));
+      status.stop_value = point.stop.value(positions, accuracy);
+      decided = point.stop.decided(positions, accuracy);
+    }
+    if (metrics.is_object()) {
+      status.step = std::max(status.step, metrics.at("step").get<std::int64_t>());
+      const double speed = number_of(metrics.at("steps_per_s"));
+      if (speed > 0) status.seconds_left = static_cast<double>(point.steps - status.step) / speed;
+    }
+  } catch (const std::exception&) {  // a line that is no graft's; the run itself will say so
+    status.evaluated.reset();
+  }
+  const json& exit_status = record.value("exit_status", json());
+  if (!exit_status.is_number_integer() && is_alive(record)) {
+    status.state = RunState::Running;
+    status.message = last_line_of(unreadable);  // its own process has the files open
+    return;
+  }
+  if (!unreadable.empty()) throw DataError(unreadable);
+  if (!exit_status.is_number_integer()) {
+    status.state = RunState::Unfinished;
+    return;
+  }
+  const int code = exit_status.get<int>();
+  const bool at_end = status.evaluated && (*status.evaluated >= point.steps || decided);
+  if (code == static_cast<int>(ExitCode::kDone)) {
+    status.state = at_end ? RunState::Done : RunState::Unfinished;
+  } else if (is_interruption(static_cast<ExitCode>(code))) {
+    status.state = RunState::Unfinished;
+  } else {
+    status.state = RunState::Failed;
+    status.message = last_line_of(record.value("message", std::string()));
   }
 }
 
@@ -291,53 +397,11 @@ fs::path directory_of(const Sweep& sweep, const SweepPoint& point, const fs::pat
 RunStatus status_of(const SweepPoint& point, const fs::path& directory) {
   RunStatus status;
   status.seconds_left = std::nan("");
-  if (!fs::exists(directory / "run.json")) return status;
-  const json record = parse_json(read_text_file(directory / "run.json", kLargestRecord));
-  if (!is_record(record)) {
-    status.state = RunState::Failed;
-    status.message = "run.json is damaged";
-    return status;
-  }
-  if (record.at("config_hash") != point.hash) {
-    status.state = RunState::OtherConfig;
-    return status;
-  }
-  bool decided = false;
   try {
-    if (const json line = last_line(directory / "eval.jsonl"); line.is_object()) {
-      status.evaluated = line.at("step").get<std::int64_t>();
-      status.step = *status.evaluated;
-      const json& summary = line.at("summary");
-      status.mean = number_of(summary.at(summary.value("headline", "mean_from_second")));
-      const std::vector<double> positions = numbers_of(line.at("positions"));
-      std::optional<double> accuracy;
-      if (summary.contains("accuracy")) accuracy = number_of(summary.at("accuracy"));
-      status.stop_value = point.stop.value(positions, accuracy);
-      decided = point.stop.decided(positions, accuracy);
-    }
-    if (const json line = last_line(directory / "metrics.jsonl"); line.is_object()) {
-      status.step = std::max(status.step, line.at("step").get<std::int64_t>());
-      const double speed = number_of(line.at("steps_per_s"));
-      if (speed > 0) status.seconds_left = static_cast<double>(point.steps - status.step) / speed;
-    }
-  } catch (const std::exception&) {  // a line that is no graft's; the run itself will say so
-    status.evaluated.reset();
-  }
-  const json& exit_status = record.value("exit_status", json());
-  if (!exit_status.is_number_integer()) {
-    status.state = is_alive(record) ? RunState::Running : RunState::Unfinished;
-    return status;
-  }
-  const int code = exit_status.get<int>();
-  const bool at_end = status.evaluated && (*status.evaluated >= point.steps || decided);
-  if (code == static_cast<int>(ExitCode::kDone)) {
-    status.state = at_end ? RunState::Done : RunState::Unfinished;
-  } else if (code == static_cast<int>(ExitCode::kHungUp) || code == static_cast<int>(ExitCode::kInterrupted) ||
-             code == static_cast<int>(ExitCode::kTerminated) || code == static_cast<int>(ExitCode::kRequeue)) {
-    status.state = RunState::Unfinished;
-  } else {
+    look_at(point, directory, status);
+  } catch (const Error& error) {
     status.state = RunState::Failed;
-    status.message = last_line_of(record.value("message", std::string()));
+    status.message = last_line_of(for_sweeps(error.what()));
   }
   return status;
 }

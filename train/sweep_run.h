@@ -18,7 +18,7 @@ enum class RunState : std::uint8_t {
   NotStarted,
   Running,      // its process is alive
   Unfinished,   // interrupted or killed; goes on from its last checkpoint
-  Failed,       // ended with an error
+  Failed,       // ended with an error, or cannot be run: its place is taken, or a file of it unreadable
   Done,         // all steps, or decided by its StopRule
   OtherConfig,  // the directory holds a run of another configuration
 };
@@ -34,7 +34,7 @@ struct RunStatus {
   std::optional<std::int64_t> evaluated;  // step of the last evaluation; the numbers below are its
   double mean = 0;                        // the evaluation's headline
   double stop_value = 0;                  // of the point's StopRule
-  std::string message;                    // of a failure: its last line
+  std::string message;                    // what is wrong, on one line; empty: nothing
 };
 
 /// <root>/<sweep>/<point>.
@@ -42,7 +42,8 @@ struct RunStatus {
                                                  const std::filesystem::path& root);
 
 /// A run counts as done if it ended without error, and its last evaluation is of its last step or decided it: with more
-/// steps, or a stricter rule, it goes on.
+/// steps, or a stricter rule, it goes on. What cannot be read is that run's failure: nothing is thrown for it, and
+/// nothing waited for.
 [[nodiscard]] RunStatus status_of(const SweepPoint& point, const std::filesystem::path& directory);
 
 struct SweepOptions {

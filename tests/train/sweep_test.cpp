@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 #include <signal.h>  // NOLINT(modernize-deprecated-headers): kill is POSIX
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -19,6 +20,7 @@
 #include "tests/support/parity.h"
 #include "tests/support/share.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/train/process.h"
 #include "tests/train/tiny_run.h"
 #include "train/sweep_run.h"
 
@@ -210,6 +212,76 @@ TEST_CASE("sweep: a mistake in the base is the base's, once") {
   CHECK(message.find("grid.sweep.toml: 1 mistake;") != std::string::npos);
 }
 
+TEST_CASE("sweep: -o is not for a key that tells runs apart") {
+  const SweepPlace place(kBase + R"([[sweep.grid]]
+run.seed = [0, 1, 2]
+optimizer.lr = [1e-3]
+model.width = 16
+[[sweep.grid]]
+"run.seed" = [3]
+model.width = [16, 32]
+)");
+  CHECK(place.refusal({"run.seed=7"}) ==
+        "grid.sweep.toml:4:5: run.seed: -o run.seed=7 would give this one value to runs that the grid's 3 values tell "
+        "apart; leave it out, or change the values here\n"
+        "  4 | run.seed = [0, 1, 2]\n"
+        "    |     ^\n"
+        "grid.sweep.toml:8:1: run.seed: -o run.seed=7 would give this one value to runs that are named after the "
+        "grid's; leave it out, or change the values here\n"
+        "  8 | \"run.seed\" = [3]\n"
+        "    | ^\n"
+        "grid.sweep.toml: 2 mistakes; `graft config explain KEY` says what a key takes");
+  // A value that is in the grid would make the other runs wrong.
+  CHECK(place.refusal({"train.steps=20", "run.seed=1"}).starts_with("grid.sweep.toml:4:5: run.seed: -o run.seed=1 "));
+  CHECK(place.refusal({"optimizer.lr=1e-2"}).starts_with("grid.sweep.toml:5:11: optimizer.lr: -o optimizer.lr=1e-2 "));
+  // One value for a whole table, and an array in another.
+  CHECK(place.refusal({"model.width=64"}).starts_with("grid.sweep.toml:9:7: model.width: -o model.width=64 "));
+  CHECK(place.load().points.size() == 5);
+
+  // A value that names no run is overridden, as are those of sweep.set and the base.
+  const SweepPlace plain(kBase + R"(set = {"train.batch" = 4}
+[[sweep.grid]]
+run.seed = [0, 1]
+model.width = 32
+)");
+  const Sweep sweep = plain.load({"model.width=64", "train.batch=2", "model.layers=1"});
+  for (std::size_t i = 0; i < 2; ++i) {
+    const RunConfig config = sweep.config(sweep.points[i]);
+    CHECK(config.run.seed == i);
+    CHECK(config.model.width == 64);
+    CHECK(config.model.layers == 1);
+    CHECK(config.train.batch == 2);
+  }
+}
+
+TEST_CASE("sweep: two runs that differ in nothing but their names are a mistake") {
+  const SweepPlace place(kBase + R"([[sweep.grid]]
+run.seed = [0, 5]
+[[sweep.grid]]
+model.width = [16, 32]
+)");
+  // Five and sixteen are the base's.
+  const std::string message = place.refusal();
+  CAPTURE(message);
+  CHECK(
+      message.starts_with("grid.sweep.toml:6:7: sweep.grid: the runs seed=5 and width=16 would be the same, their "
+                          "configurations being equal in all but run.name; "));
+  CHECK(message.ends_with("grid.sweep.toml: 1 mistake; `graft config explain KEY` says what a key takes"));
+
+  // Made equal by -o: neither key has an array.
+  const SweepPlace made(kBase + R"([[sweep.grid]]
+run.seed = [5]
+model.width = 32
+[[sweep.grid]]
+train.batch = [8]
+model.width = 64
+)");
+  CHECK(made.load().points.size() == 2);
+  CHECK(made.refusal({"model.width=16"}).find("seed=5 and batch=8 would be the same") != std::string::npos);
+  // What is no part of a run's identity tells runs apart as well.
+  CHECK(SweepPlace(kBase + "[[sweep.grid]]\ntrain.steps = [20, 40]\n").load().points.size() == 2);
+}
+
 const std::string kSixRuns = kBase + R"([[sweep.grid]]
 model.preset = ["transformer", "mamba", "mambaformer"]
 run.seed = [0, 1]
@@ -309,6 +381,110 @@ TEST_CASE("sweep: a run that fails ends no other, and is tried again") {
   CHECK(place.status(longer, 3).message.find("step_60") != std::string::npos);
 }
 
+TEST_CASE("sweep: what cannot be read is its run's failure, and nothing is waited for") {
+  const SweepPlace place(kBase + "[[sweep.grid]]\nrun.seed = [0, 1, 2, 3, 4, 5, 6]\n");
+  const Sweep sweep = place.load({"eval.every=30"});
+  for (std::size_t i = 0; i < 3; ++i) train_in(place.run_directory(sweep, i), sweep.config(sweep.points[i]));
+  const auto make_pipe = [](const fs::path& path) {
+    fs::remove(path);
+    REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
+  };
+  make_pipe(place.run_directory(sweep, 0) / "eval.jsonl");
+  make_pipe(place.run_directory(sweep, 1) / "metrics.jsonl");
+  make_pipe(place.run_directory(sweep, 2) / "run.json");
+  fs::create_directories(place.run_directory(sweep, 3) / "run.json");
+  fs::create_directory_symlink(place.run_directory(sweep, 4).filename(), place.run_directory(sweep, 4));  // a loop
+  write_contents(place.run_directory(sweep, 5), "no directory");
+
+  const std::vector<std::string> expected = {"eval.jsonl: not a regular file",
+                                             "metrics.jsonl: not a regular file",
+                                             "run.json: not a regular file",
+                                             "run.json: not a regular file",
+                                             "seed=4/run.json: Too many levels of symbolic links",
+                                             "seed=5 is not a directory"};
+  const auto check_states = [&] {
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const RunStatus status = place.status(sweep, i);
+      CAPTURE(status.message);
+      CHECK(status.state == RunState::Failed);
+      CHECK(status.message.find(expected[i]) != std::string::npos);
+      CHECK(status.message.find("filesystem error") == std::string::npos);
+    }
+  };
+  check_states();
+  CHECK(place.status(sweep, 6).state == RunState::NotStarted);
+
+  const SweepReport report = place.run(sweep, 2);
+  CHECK(report.done_before == 0);
+  REQUIRE(report.outcomes.size() == 7);
+  for (std::size_t i = 0; i < 6; ++i) {
+    const SweepOutcome& outcome = report.outcomes[i];
+    CAPTURE(outcome.error);
+    CHECK_FALSE(outcome.error.empty());
+    CHECK(outcome.code == (i < 4 ? ExitCode::kData : i == 4 ? ExitCode::kEnvironment : ExitCode::kUsage));
+    CHECK(outcome.error.find("filesystem error") == std::string::npos);
+  }
+  CHECK(report.outcomes[6].error.empty());
+  check_states();
+  CHECK(place.status(sweep, 6).state == RunState::Done);
+}
+
+TEST_CASE("sweep: a place that is taken is no run that will start") {
+  const SweepPlace place(kBase + "[[sweep.grid]]\nrun.seed = [0, 1]\n");
+  const Sweep sweep = place.load();
+  fs::create_directories(place.run_directory(sweep, 1));
+  CHECK(place.status(sweep, 1).state == RunState::NotStarted);
+  write_contents(place.run_directory(sweep, 1) / ".lock", "");  // left by a process that died early
+  CHECK(place.status(sweep, 1).state == RunState::NotStarted);
+  write_contents(place.run_directory(sweep, 1) / "notes.txt", "somebody's");
+  const RunStatus status = place.status(sweep, 1);
+  CHECK(status.state == RunState::Failed);
+  CHECK(status.message.ends_with("is not empty and holds no run (run.json is missing); choose another --runs-dir"));
+  CHECK(place.status(sweep, 0).state == RunState::NotStarted);
+}
+
+TEST_CASE("sweep: a run that another process has is said to be, with advice that a sweep can follow") {
+  const SweepPlace place(kBase + "[[sweep.grid]]\nrun.seed = [0, 1]\n");
+  const Sweep sweep = place.load();
+  const RunDirectory held(options_in(place.run_directory(sweep, 0), sweep.config(sweep.points[0])));
+  const SweepReport report = place.run(sweep);
+  REQUIRE(report.outcomes.size() == 2);
+  CHECK(report.outcomes[0].code == ExitCode::kEnvironment);
+  CHECK(
+      report.outcomes[0].error ==
+      fmt::format("run: {} is in use by another process: pid {} on {}; it may be running this same sweep; wait for it",
+                  place.run_directory(sweep, 0).string(), ::getpid(),
+                  nlohmann::json::parse(contents(held.path() / "run.json")).at("host").get<std::string>()));
+  CHECK(report.outcomes[1].error.empty());
+}
+
+TEST_CASE("sweep: the commands show a run that cannot be read and run the others") {
+  const SweepPlace place(kBase + "[[sweep.grid]]\nrun.seed = [0, 1]\n");
+  const Sweep sweep = place.load();
+  train_in(place.run_directory(sweep, 0), sweep.config(sweep.points[0]));
+  fs::remove(place.run_directory(sweep, 0) / "eval.jsonl");
+  REQUIRE(::mkfifo((place.run_directory(sweep, 0) / "eval.jsonl").c_str(), 0600) == 0);
+  const auto graft = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "sweep");
+    arguments.emplace_back("grid.sweep.toml");
+    return run_graft(place.directory.path(), arguments);
+  };
+  const Result before = graft({"status"});
+  CHECK(before.code == 0);
+  CHECK(before.out.find("eval.jsonl: not a regular file\n") != std::string::npos);
+  CHECK(before.out.find("seed=1  not started") != std::string::npos);
+  CHECK(graft({"plan"}).code == 0);
+  const Result run = graft({"run", "--device", "cpu", "--threads", "1"});
+  CHECK(run.code == 4);
+  CHECK(run.err.find("eval.jsonl: not a regular file") != std::string::npos);
+  CHECK(run.out.find("1 of 2 runs done, 0 of them before, 1 failed") != std::string::npos);
+  CHECK(graft({"status"}).out.find("seed=1  done") != std::string::npos);
+
+  const Result refused = graft({"run", "-o", "run.seed=7"});
+  CHECK(refused.code == 2);
+  CHECK(refused.err.find("grid.sweep.toml:4:5: run.seed: -o run.seed=7 ") != std::string::npos);
+}
+
 TEST_CASE("sweep: an interrupted run goes on from its checkpoint, to the same bits") {
   const SweepPlace place(kBase + "[[sweep.grid]]\nrun.seed = [3]\n");
   const Sweep sweep = place.load({"checkpoint.every=20"});
@@ -370,7 +546,7 @@ TEST_CASE("sweep: the state of a run follows from its run.json, whatever is in i
     return place.status(sweep, 0);
   };
   CHECK(status(nlohmann::json::object()).state == RunState::Running);
-  for (const int code : {129, 130, 143, 85}) CHECK(status({{"exit_status", code}}).state == RunState::Unfinished);
+  for (const int code : {129, 130, 143, 152, 85}) CHECK(status({{"exit_status", code}}).state == RunState::Unfinished);
   const RunStatus failed = status({{"exit_status", 3}, {"message", "first\nlast"}});
   CHECK(failed.state == RunState::Failed);
   CHECK(failed.message == "last");
