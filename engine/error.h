@@ -20,6 +20,7 @@ enum class ExitCode : int {
   kHungUp = 129,
   kInterrupted = 130,
   kTerminated = 143,
+  kOutOfProcessorTime = 152,
 };
 
 /// Base of every exception graft throws. `what()` is one line for people; `exit_code()` is for main.

@@ -62,10 +62,21 @@ void check_same_model(const RunConfig& trained, const RunConfig& config) {
   }
 }
 
+/// Refuses a checkpoint of another configuration: its weights may fit and mean something else.
+void check_same_run(const CheckpointData& checkpoint, const RunConfig& trained) {
+  const std::string hash = config_hash8(trained);
+  const nlohmann::json saved = checkpoint.state.value("config_hash", nlohmann::json());
+  if (saved == hash) return;
+  throw ConfigError(fmt::format(
+      "eval: the checkpoint of step {} belongs to a configuration with hash {}, that of {} is {}: one of them is "
+      "another run's, or was edited",
+      checkpoint.step, saved.is_string() ? saved.get<std::string>() : saved.dump(), trained.path, hash));
+}
+
 /// A run's configuration with overrides. Where they make prompts shorter, the table of positions keeps the rows that
 /// the run's weights have.
-RunConfig overridden(const std::string& path, std::vector<std::string> overrides) {
-  RunConfig trained = load_config(path);
+RunConfig overridden(const RunConfig& trained, std::vector<std::string> overrides) {
+  const std::string& path = trained.path;
   if (overrides.empty()) return trained;
   RunConfig config = load_config(path, overrides);
   check_same_model(trained, config);
@@ -89,7 +100,8 @@ std::vector<std::string> suites_of(const Task& task, const std::string& wanted) 
 int evaluate(const EvalArguments& arguments) {
   const SignalGuard signals;
   const Target target = find_target(arguments.target);
-  const RunConfig config = overridden((target.run / "resolved.toml").string(), arguments.overrides);
+  const RunConfig trained = load_config((target.run / "resolved.toml").string());
+  const RunConfig config = overridden(trained, arguments.overrides);
   ResultFile file("eval", "--out", arguments.out);
   Experiment experiment(config);
 
@@ -104,6 +116,7 @@ int evaluate(const EvalArguments& arguments) {
   } else {
     checkpoint = CheckpointDirectory::load(target.checkpoint, CheckpointParts::ModelOnly);
   }
+  check_same_run(*checkpoint, trained);
 
   const std::vector<std::string> suites = suites_of(*experiment.task, arguments.suite);
 

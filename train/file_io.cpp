@@ -201,4 +201,17 @@ void sync_directory(const std::filesystem::path& directory) {
   if (result != 0 && reason != EINVAL) throw_system_error("cannot sync directory", directory, reason);
 }
 
+void create_directories_durably(std::string_view what, const std::filesystem::path& directory) {
+  std::filesystem::path made;
+  for (const std::filesystem::path& part : directory) {
+    const std::filesystem::path parent = made.empty() ? std::filesystem::path(".") : made;
+    made /= part;
+    std::error_code error;
+    if (std::filesystem::is_directory(made, error)) continue;  // network file systems may refuse to try
+    error.clear();
+    if (std::filesystem::create_directory(made, error)) sync_directory(parent);
+    if (error) throw_system_error(what, made, error.value());
+  }
+}
+
 }  // namespace graft

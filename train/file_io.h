@@ -97,6 +97,9 @@ enum class FoundAt : std::uint8_t {
 
 /// Makes creations, renames and removals in a directory survive a power failure.
 void sync_directory(const std::filesystem::path& directory);
+/// Creates a directory and those above it that are missing, each so that it survives a power failure. Throws
+/// EnvironmentError "<what> <path>: <the system's reason>".
+void create_directories_durably(std::string_view what, const std::filesystem::path& directory);
 
 /// Throws EnvironmentError "<what> <path>: <the system's reason>".
 [[noreturn]] void throw_system_error(std::string_view what, const std::filesystem::path& path, int error_number);

@@ -76,9 +76,25 @@ std::string differences(const RunOptions& options, const fs::path& directory) {
   return text;
 }
 
+/// Refuses a place among another run's checkpoints, which that run clears up.
+void check_is_outside(const fs::path& directory) {
+  std::error_code error;  // a path that cannot be resolved is looked at as it stands
+  const fs::path resolved = fs::weakly_canonical(directory, error);
+  for (fs::path path = error ? fs::absolute(directory) : resolved; path.has_relative_path();
+       path = path.parent_path()) {
+    if (path.filename() == "ckpt" && fs::exists(path.parent_path() / kRecord)) {
+      throw ConfigError(
+          fmt::format("run: {} lies among the checkpoints of the run {}, which removes old ones; choose "
+                      "another --run-dir",
+                      directory.string(), path.parent_path().string()));
+    }
+  }
+}
+
 /// run.json of the run in `directory`; none if there is no run yet. Reads only.
 std::optional<json> find_run(const RunOptions& options, const fs::path& directory) {
   const std::string shown = directory.string();
+  check_is_outside(directory);
   if (!fs::exists(directory)) return std::nullopt;
   if (!fs::is_directory(directory)) throw ConfigError(fmt::format("run: {} is not a directory", shown));
   if (!fs::exists(directory / kRecord)) {
@@ -137,11 +153,7 @@ void RunDirectory::check(const RunOptions& options) { check_all(options, locate(
 
 RunDirectory::RunDirectory(const RunOptions& options) : path_(locate(options)) {
   check_all(options, path_);
-  try {
-    if (fs::create_directories(path_)) sync_directory(path_.has_parent_path() ? path_.parent_path() : ".");
-  } catch (const fs::filesystem_error& error) {
-    throw_system_error("run: cannot create", path_, error.code().value());
-  }
+  create_directories_durably("run: cannot create", path_);
   lock();
   try {
     // Again, now that nobody else can be creating a run here.

@@ -12,10 +12,10 @@ namespace {
 std::atomic<int> received_signal = 0;  // the handler runs on whichever thread the system chooses
 static_assert(std::atomic<int>::is_always_lock_free);
 int guards = 0;
-std::array<struct sigaction, 3> previous_actions;
+constexpr std::array<int, 4> kSignals = {SIGHUP, SIGTERM, SIGINT, SIGXCPU};
+std::array<struct sigaction, kSignals.size()> previous_actions;
 struct sigaction previous_pipe_action;
 struct sigaction previous_file_size_action;
-constexpr std::array<int, 3> kSignals = {SIGHUP, SIGTERM, SIGINT};
 
 void on_signal(int signal) {
   if (signal == SIGINT && received_signal != 0) {
@@ -31,13 +31,29 @@ void on_signal(int signal) {
 }  // namespace
 
 ExitCode interrupted_code(int signal) {
-  if (signal == SIGHUP) return ExitCode::kHungUp;
-  return signal == SIGTERM ? ExitCode::kTerminated : ExitCode::kInterrupted;
+  switch (signal) {
+    case SIGHUP:
+      return ExitCode::kHungUp;
+    case SIGTERM:
+      return ExitCode::kTerminated;
+    case SIGXCPU:
+      return ExitCode::kOutOfProcessorTime;
+    default:
+      return ExitCode::kInterrupted;
+  }
 }
 
 const char* signal_name(int signal) {
-  if (signal == SIGHUP) return "SIGHUP";
-  return signal == SIGTERM ? "SIGTERM" : "SIGINT";
+  switch (signal) {
+    case SIGHUP:
+      return "SIGHUP";
+    case SIGTERM:
+      return "SIGTERM";
+    case SIGXCPU:
+      return "SIGXCPU";
+    default:
+      return "SIGINT";
+  }
 }
 
 SignalGuard::SignalGuard() {

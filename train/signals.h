@@ -7,10 +7,10 @@
 
 namespace graft {
 
-/// The exit code of a command that `signal` (SIGINT, SIGTERM or SIGHUP) ended.
+/// The exit code of a command that `signal` (SIGINT, SIGTERM, SIGHUP or SIGXCPU) ended.
 [[nodiscard]] ExitCode interrupted_code(int signal);
 
-/// "SIGINT", "SIGTERM" or "SIGHUP".
+/// "SIGINT", "SIGTERM", "SIGHUP" or "SIGXCPU".
 [[nodiscard]] const char* signal_name(int signal);
 
 /// A signal ended a command before it was done; the message says what is done and how to get the rest.
@@ -19,10 +19,10 @@ class InterruptedError : public Error {
   InterruptedError(const std::string& message, int signal) : Error(message, interrupted_code(signal)) {}
 };
 
-/// Turns SIGINT, SIGTERM and SIGHUP (unless it is ignored, as under nohup) into a flag while it lives; a second SIGINT
-/// leaves at once, without saving. A write that nobody reads, or beyond a limit, is an error like any other meanwhile.
-/// A guard inside another one does nothing, so that a command and what it calls may both have one. All guards belong to
-/// one thread.
+/// Turns SIGINT, SIGTERM, SIGXCPU (the soft limit of processor time) and SIGHUP (unless it is ignored, as under nohup)
+/// into a flag while it lives; a second SIGINT leaves at once, without saving. A write that nobody reads, or beyond a
+/// limit, is an error like any other meanwhile. A guard inside another one does nothing, so that a command and what it
+/// calls may both have one. All guards belong to one thread.
 class SignalGuard {
  public:
   SignalGuard();

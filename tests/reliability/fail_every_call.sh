@@ -68,6 +68,19 @@ for fault in $faults; do
   done
   case $fault in
     E*) echo "$fault: $trials calls failed once each: all runs went on ($told said so) and ended bit for bit alike" ;;
+    crash-names) # a run that begins in folders that are not there yet: their names have to survive too
+      at=0
+      for what in none "$fault"; do
+        rm -rf "$work/new" "$work/calls"
+        mkdir "$work/new"
+        FAIL_IO_ROOT=$work/new FAIL_IO_DO=$what FAIL_IO_AT=$at FAIL_IO_LOG=$work/calls LD_PRELOAD=$shim \
+          train "$work/new/a/b/c" 6
+        at=$(($(wc -l < "$work/calls") - 3))
+      done
+      good=$(newest_good "$work/new/a/b/c")
+      [ -n "$good" ] && [ "$good" -ge 4 ] || fail "$fault in new folders: the newest good checkpoint is '$good', expected 4 or more"
+      echo "$fault: $trials moments, and one in new folders: all resumed ($from_new from a checkpoint of that process) and ended bit for bit alike"
+      ;;
     *) echo "$fault: $trials moments: all resumed ($from_new from a checkpoint of that process) and ended bit for bit alike" ;;
   esac
 done

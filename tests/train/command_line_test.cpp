@@ -494,6 +494,13 @@ TEST_CASE("command line: train leaves a whole run, and eval finds the same numbe
   }
   check_refused(place.graft({"eval", "nowhere"}), 4, "nowhere");
   check_refused(place.graft({"eval", "run", "--suite", "nothing"}), 2, "suite");
+  // Weights that fit a model they were not trained for.
+  const std::string resolved = contents(place / "run/resolved.toml");
+  const std::size_t heads = resolved.find("heads = 2");
+  REQUIRE(heads != std::string::npos);
+  write_contents(place / "run/resolved.toml", std::string(resolved).replace(heads, 9, "heads = 1"));
+  check_refused(place.graft({"eval", "run", "--device", "cpu"}), 2, "belongs to a configuration with hash");
+  write_contents(place / "run/resolved.toml", resolved);
 
   // Again: nothing is left to do.
   const auto metrics = contents(place / "run/metrics.jsonl");

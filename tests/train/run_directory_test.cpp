@@ -142,6 +142,33 @@ TEST_CASE("run directory: files of something else are refused and not touched") 
   CHECK_THROWS_WITH_AS(RunDirectory{options}, doctest::Contains("run.json is damaged"), DataError);
 }
 
+TEST_CASE("run directory: a place among another run's checkpoints is refused") {
+  const TemporaryDirectory directory;
+  RunOptions options = example(directory);
+  options.directory = directory / "outer";
+  { const RunDirectory outer(options); }
+  fs::create_directories(directory / "outer/ckpt/step_2");
+  fs::create_directory_symlink(directory / "outer/ckpt", directory / "elsewhere");
+  for (const char* place : {"outer/ckpt/step_2", "outer/ckpt/step_2/inner", "outer/ckpt/mine", "elsewhere/mine"}) {
+    CAPTURE(place);
+    options.directory = directory / place;
+    CHECK_THROWS_WITH_AS(RunDirectory{options}, doctest::Contains("lies among the checkpoints of the run"),
+                         ConfigError);
+  }
+  options.directory = directory / "ckpt/mine";  // a folder that only has the name
+  CHECK_NOTHROW(RunDirectory{options});
+}
+
+TEST_CASE("run directory: folders above it are made") {
+  const TemporaryDirectory directory;
+  RunOptions options = example(directory);
+  options.directory = directory / "a/b//c/../d/";
+  { const RunDirectory made(options); }
+  CHECK(fs::exists(directory / "a/b/d/run.json"));
+  options.directory = directory / "a/b/d/run.json/e";
+  CHECK_THROWS_WITH_AS(RunDirectory{options}, doctest::Contains("run.json"), Error);
+}
+
 TEST_CASE("run directory: what a process left that died while creating it is no run") {
   const TemporaryDirectory directory;
   RunOptions options = example(directory);

@@ -129,6 +129,7 @@ TEST_CASE("signals: guards nest, and nothing is received without one") {
   CHECK_NOTHROW(SignalGuard::check("never"));
   CHECK(interrupted_code(SIGINT) == ExitCode::kInterrupted);
   CHECK(interrupted_code(SIGHUP) == ExitCode::kHungUp);
+  CHECK(interrupted_code(SIGXCPU) == ExitCode::kOutOfProcessorTime);
 }
 
 TEST_CASE("signals: a terminal that goes away ends training with a save, unless it was to outlive it") {
@@ -155,6 +156,19 @@ TEST_CASE("signals: a terminal that goes away ends training with a save, unless 
   const Result outlived = train("nohup", "2000", true);
   CHECK(outlived.code == 0);
   CHECK(outlived.err.empty());
+}
+
+TEST_CASE("signals: the limit of processor time ends training with a save") {
+  const TemporaryDirectory place;
+  write_contents(place / "tiny.toml", kTinyConfig);
+  Process process(place.path(), {"train", "tiny.toml", "--device", "cpu", "--threads", "1", "--run-dir", "run", "-o",
+                                 "train.steps=100000000"});
+  REQUIRE(process.wait_for_guard());
+  wait_for_output(process, "step ");
+  process.signal(SIGXCPU);
+  CHECK(process.wait() == 152);
+  CHECK(last_line(process.err()).starts_with("graft: error: interrupted after step "));
+  CHECK(CheckpointDirectory(place / "run/ckpt").load_latest().has_value());
 }
 
 TEST_CASE("signals: an evaluation stops wherever it is asked, and a later one is whole") {
