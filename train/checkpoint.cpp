@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <climits>
 #include <cstdio>
 #include <map>
 #include <ranges>
@@ -18,6 +19,7 @@
 #include "engine/error.h"
 #include "engine/require.h"
 #include "train/checkpoint_files.h"
+#include "train/checkpoint_state.h"
 #include "train/file_io.h"
 
 namespace graft {
@@ -33,6 +35,11 @@ constexpr std::string_view kHalfLatest = ".latest.tmp-";  // see replace_text_fi
 constexpr std::string_view kAbandoned = "abandoned_";
 
 std::optional<std::int64_t> step_of_path(const fs::path& path) { return step_of_name(path.filename().string()); }
+
+/// Where a checkpoint is written before it gets its name.
+fs::path temporary_of(const fs::path& directory, std::int64_t step) {
+  return directory / fmt::format("{}{}-{}", kTemporary, name_of_step(step), ::getpid());
+}
 
 /// Which of two scores is better; the later checkpoint if they are equal.
 bool at_least_as_good(const CheckpointScore& score, const CheckpointScore& than) {
@@ -59,6 +66,13 @@ std::uint64_t CheckpointDirectory::bytes_available() const { return options_.ava
 
 void CheckpointDirectory::check_writable() const {
   require_reachable();
+  const fs::path longest = temporary_of(directory_, kMostCheckpointStep) / "optimizer.safetensors";
+  if (const std::size_t bytes = longest.native().size(); bytes >= PATH_MAX) {
+    throw EnvironmentError(fmt::format(
+        "checkpoint: nothing can be saved in {}: the path of a file in it may have {} bytes, and the system "
+        "takes fewer than {}; choose a shorter --run-dir",
+        directory_.string(), bytes, PATH_MAX));
+  }
   std::error_code error;
   if (!fs::exists(directory_, error)) return;
   // Permissions do not tell of read-only disks and servers that say no: only creating something does. A second attempt,
@@ -87,7 +101,7 @@ void CheckpointDirectory::require_reachable() const {
 SavedCheckpoint CheckpointDirectory::save(const CheckpointView& content) {
   require(content.step >= 0, "checkpoint: step {}, expected none below 0", content.step);
   SavedCheckpoint saved{directory_ / name_of_step(content.step), find_nonfinite(content)};
-  const fs::path temporary = directory_ / fmt::format("{}{}-{}", kTemporary, name_of_step(content.step), ::getpid());
+  const fs::path temporary = temporary_of(directory_, content.step);
   std::string room;
   bool complete = false;
   try {
@@ -188,7 +202,8 @@ std::vector<fs::path> CheckpointDirectory::by_step() const {
   return paths;
 }
 
-std::optional<CheckpointData> CheckpointDirectory::load_latest(CheckpointReport* report, CheckpointParts parts) const {
+std::optional<CheckpointData> CheckpointDirectory::load_latest(
+    CheckpointReport* report, CheckpointParts parts, const std::function<void(const CheckpointData&)>& accept) const {
   CheckpointReport unused;
   CheckpointReport& told = report == nullptr ? unused : *report;
   told = {};
@@ -200,6 +215,7 @@ std::optional<CheckpointData> CheckpointDirectory::load_latest(CheckpointReport*
       if (!data.nonfinite.empty()) {
         throw DataError(fmt::format("checkpoint: {}: {}: not finite", candidate.string(), data.nonfinite));
       }
+      if (accept) accept(data);
       told.loaded = candidate;
       return data;
     } catch (const Error& error) {

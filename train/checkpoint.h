@@ -129,7 +129,7 @@ class CheckpointDirectory {
   /// Saves, in a directory that it creates if need be, but not one above it: a run's directory that is gone was moved
   /// or removed. One of the same step is replaced, unless that is finite and the new one is not. Throws
   /// EnvironmentError if the disk has not enough room (said before anything is written, with the bytes needed and
-  /// available) or a write fails; what was there before stays valid.
+  /// available), a write fails, or load() would not accept what is to be written; what was there before stays valid.
   SavedCheckpoint save(const CheckpointView& content);
   SavedCheckpoint save(const CheckpointData& data) { return save(data.view()); }
 
@@ -137,23 +137,24 @@ class CheckpointDirectory {
   /// exist.
   [[nodiscard]] static std::uint64_t bytes_needed(const CheckpointView& content);
   [[nodiscard]] std::uint64_t bytes_available() const;
-  /// Throws EnvironmentError if nothing can be created in the directory. One that is not there yet is in order: save()
-  /// makes it.
+  /// Throws EnvironmentError if nothing can be created in the directory, or its path is too long for the files of a
+  /// checkpoint. One that is not there yet is in order: save() makes it.
   void check_writable() const;
 
   /// The newest valid checkpoint whose numbers are finite, by step (the file `latest` is for people and other
   /// programs); nothing if there is none at all. Every byte is checked. Throws DataError with the reasons if there are
   /// checkpoints and none can be used: starting over would be no continuation. `report` (may be null) tells what was
-  /// loaded and what was skipped.
-  [[nodiscard]] std::optional<CheckpointData> load_latest(CheckpointReport* report = nullptr,
-                                                          CheckpointParts parts = CheckpointParts::All) const;
+  /// loaded and what was skipped. `accept` may throw an Error for what else makes one unfit: it is skipped, too.
+  [[nodiscard]] std::optional<CheckpointData> load_latest(
+      CheckpointReport* report = nullptr, CheckpointParts parts = CheckpointParts::All,
+      const std::function<void(const CheckpointData&)>& accept = {}) const;
 
   /// One checkpoint by its path; every byte of all its files is checked, whichever parts are wanted. Throws DataError
-  /// naming the file that is missing or damaged.
+  /// naming the file that is missing or damaged, or holds values that no run can have saved.
   [[nodiscard]] static CheckpointData load(const std::filesystem::path& path,
                                            CheckpointParts parts = CheckpointParts::All);
-  /// Checks every byte of one checkpoint. Throws like load(). Returns its first number that is not finite, for people;
-  /// empty: all are.
+  /// Checks every byte of one checkpoint, and its values. Throws like load(). Returns its first number that is not
+  /// finite, for people; empty: all are.
   static std::string verify(const std::filesystem::path& path);
 
   /// Whether this directory's checkpoint of that step is `checkpoint` or, intact, has the same weights and moments.

@@ -16,6 +16,7 @@
 
 #include "engine/error.h"
 #include "engine/require.h"
+#include "train/checkpoint_state.h"
 #include "train/file_io.h"
 #include "train/json_lines.h"
 #include "train/safetensors.h"
@@ -28,7 +29,10 @@ using nlohmann::json;
 
 constexpr int kFormat = 1;
 constexpr std::uint64_t kMaxManifest = 1U << 20U;
+// What is read may be longer than what is written, a kilobyte or two: earlier versions kept a row for every step of a
+// log interval.
 constexpr std::uint64_t kMaxState = 1U << 28U;
+constexpr std::uint64_t kMaxStateWritten = 1U << 24U;
 constexpr std::size_t kGather = std::size_t{1} << 20U;  // rows with gaps are written in pieces of about this size
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kModel = "model.safetensors";
@@ -89,6 +93,21 @@ FileDigest write_tensors(const fs::path& path, const std::vector<CheckpointTenso
   SafetensorsWriter writer(path, std::move(declarations), {{"producer", "graft"}, {"step", fmt::format("{}", step)}});
   for (const auto& declaration : writer.order()) append_rows(writer, *by_name.at(declaration.name));
   return writer.finish();
+}
+
+/// Throws DataError if `text` is longer than what is accepted of the file.
+void require_length(const fs::path& path, const std::string& text, std::uint64_t most) {
+  if (text.size() <= most) return;
+  throw DataError(
+      fmt::format("{} would hold {} bytes, and at most {} would be read", path.string(), text.size(), most));
+}
+
+/// The state in the text of a file. Throws DataError.
+json state_of(const std::string& text, std::int64_t step, const fs::path& file) {
+  json state = parse_json(text);
+  if (state.is_discarded()) throw DataError(fmt::format("checkpoint: {}: not JSON", file.string()));
+  check_state(state, step, file);
+  return state;
 }
 
 FileDigest write_text(const fs::path& path, const std::string& text) {
@@ -173,8 +192,20 @@ json read_manifest(const fs::path& checkpoint) {
       throw DataError(fmt::format("checkpoint: {}: does not describe {}", path.string(), name));
     }
   }
-  const json step = manifest.value("step", json());
-  if (!step.is_number_integer()) fail("has no step");
+  const auto state_bytes = (*files)[kState]["bytes"].get<std::uint64_t>();
+  if (state_bytes > kMaxState) {
+    throw DataError(fmt::format("checkpoint: {}: files.{}.bytes is {}, expected at most {}", path.string(), kState,
+                                state_bytes, kMaxState));
+  }
+  const StateObject values(manifest, "", path);
+  const std::int64_t step = values.integer("step", 0, kMostCheckpointStep);
+  if (values.has("nonfinite")) static_cast<void>(values.text("nonfinite"));
+  if (values.has("score")) {
+    const StateObject score(manifest["score"], "score", path);
+    static_cast<void>(score.number("value"));
+    static_cast<void>(score.text("name"));
+    if (!score.at("higher_is_better").is_boolean()) score.refuse("higher_is_better", "true or false");
+  }
   // A directory that a person copied under another name stays readable; a renamed step is a mistake.
   const auto named = step_of_name(checkpoint.filename().string());
   if (named && step != *named) fail("holds another step than the directory's name says");
@@ -185,7 +216,7 @@ void check_sizes(const json& manifest, const fs::path& checkpoint) {
   for (const char* name : kFiles) check_size(manifest, checkpoint, name);
 }
 
-void check_contents(const json& manifest, const fs::path& checkpoint) {
+json check_contents(const json& manifest, const fs::path& checkpoint) {
   check_sizes(manifest, checkpoint);  // cheap, and says more than a checksum
   for (const char* name : kFiles) {
     const auto expected = manifest["files"][name]["xxh3_128"].get<std::string>();
@@ -195,6 +226,8 @@ void check_contents(const json& manifest, const fs::path& checkpoint) {
                                   (checkpoint / name).string(), actual, expected));
     }
   }
+  const fs::path state = checkpoint / kState;
+  return state_of(read_text_file(state, kMaxState), manifest["step"].get<std::int64_t>(), state);
 }
 
 bool same_tensors(const json& a, const json& b) {
@@ -204,9 +237,9 @@ bool same_tensors(const json& a, const json& b) {
 
 std::optional<CheckpointScore> score_in(const json& manifest) {
   const json score = manifest.value("score", json());
-  if (!score.is_object() || !score.value("value", json()).is_number()) return std::nullopt;
-  return CheckpointScore{score["value"].get<double>(), score.value("name", std::string()),
-                         score.value("higher_is_better", false)};
+  if (score.is_null()) return std::nullopt;
+  return CheckpointScore{score["value"].get<double>(), score["name"].get<std::string>(),
+                         score["higher_is_better"].get<bool>()};
 }
 
 std::string nonfinite_in(const json& manifest) { return manifest.value("nonfinite", std::string()); }
@@ -237,12 +270,17 @@ void write_checkpoint(const CheckpointView& content, const std::string& nonfinit
                          {"name", content.score->name},
                          {"higher_is_better", content.score->higher_is_better}};
   }
+  const std::string state = with_finite_numbers(content.state).dump(1) + "\n";
+  require_length(into / kState, state, kMaxStateWritten);
+  static_cast<void>(state_of(state, content.step, into / kState));
   json& files = manifest["files"];
   files[kModel] = describe(write_tensors(into / kModel, content.model, content.step));
   files[kOptimizer] = describe(write_tensors(into / kOptimizer, content.optimizer, content.step));
-  files[kState] = describe(write_text(into / kState, with_finite_numbers(content.state).dump(1) + "\n"));
+  files[kState] = describe(write_text(into / kState, state));
   manifest["checksum"] = checksum_of(manifest);
-  write_text(into / kManifest, text_of(manifest));
+  const std::string text = text_of(manifest);
+  require_length(into / kManifest, text, kMaxManifest);
+  write_text(into / kManifest, text);
   sync_directory(into);
 }
 
@@ -264,15 +302,11 @@ CheckpointView CheckpointData::view() const {
 CheckpointData CheckpointDirectory::load(const fs::path& path, CheckpointParts parts) {
   const fs::path checkpoint = without_trailing_slash(path);
   const json manifest = read_manifest(checkpoint);
-  check_contents(manifest, checkpoint);
   CheckpointData data;
+  data.state = check_contents(manifest, checkpoint);
   data.step = manifest["step"].get<std::int64_t>();
   data.score = score_in(manifest);
   data.nonfinite = nonfinite_in(manifest);
-  data.state = parse_json(read_text_file(checkpoint / kState, kMaxState));
-  if (data.state.is_discarded()) {
-    throw DataError(fmt::format("checkpoint: {}: not JSON", (checkpoint / kState).string()));
-  }
   data.path = checkpoint;
   data.model = read_tensors(checkpoint / kModel);
   if (parts == CheckpointParts::All) data.optimizer = read_tensors(checkpoint / kOptimizer);

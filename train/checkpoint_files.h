@@ -11,12 +11,12 @@
 
 namespace graft {
 
-/// The manifest of a checkpoint, whose own checksum and form are right. Throws DataError naming the file.
+/// The manifest of a checkpoint, whose own checksum, form and values are right. Throws DataError naming the file.
 [[nodiscard]] nlohmann::json read_manifest(const std::filesystem::path& checkpoint);
 /// Throws DataError naming the first file whose size is not the manifest's.
 void check_sizes(const nlohmann::json& manifest, const std::filesystem::path& checkpoint);
-/// The same for sizes and checksums: every byte is read.
-void check_contents(const nlohmann::json& manifest, const std::filesystem::path& checkpoint);
+/// The same for sizes and checksums: every byte is read. Returns the state, which check_state() has accepted.
+nlohmann::json check_contents(const nlohmann::json& manifest, const std::filesystem::path& checkpoint);
 
 /// Whether two manifests describe the same weights and moments.
 [[nodiscard]] bool same_tensors(const nlohmann::json& a, const nlohmann::json& b);
@@ -31,6 +31,7 @@ void check_contents(const nlohmann::json& manifest, const std::filesystem::path&
 [[nodiscard]] std::string find_nonfinite(const CheckpointView& content);
 
 /// Writes all files of a checkpoint into an existing directory, and waits until files and directory are on the disk.
+/// Throws what reading it would throw, if its state or manifest could not be read.
 void write_checkpoint(const CheckpointView& content, const std::string& nonfinite, const std::filesystem::path& into);
 
 /// The n of "step_<n>", written without leading zeros; none for any other name.

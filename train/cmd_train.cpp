@@ -107,6 +107,7 @@ int train(const TrainArguments& arguments) {
   if (options.resume.mode == Resume::Mode::Path) {
     checkpoint = CheckpointDirectory::load(options.resume.path);
     require_continuable(*checkpoint, config);  // before there is a directory for it
+    require_own_state(*checkpoint, experiment);
   }
 
   check_signals();
@@ -124,7 +125,9 @@ int train(const TrainArguments& arguments) {
     Trainer trainer(*session, directory, stdout);
     if (!checkpoint) {
       CheckpointReport report;
-      checkpoint = CheckpointDirectory(directory.checkpoints()).load_latest(&report);
+      checkpoint = CheckpointDirectory(directory.checkpoints())
+                       .load_latest(&report, CheckpointParts::All,
+                                    [&](const CheckpointData& data) { require_own_state(data, experiment); });
       for (const CheckpointReport::Skipped& skipped : report.skipped) {
         write_note(fmt::format("graft: warning: {} skipped: {}", skipped.path.string(), skipped.reason));
       }

@@ -181,6 +181,7 @@ JsonLinesTruncation truncate_json_lines(const std::filesystem::path& path, std::
   std::int64_t line_number = 0;
   std::int64_t unreadable = 0;        // the last unreadable line
   std::int64_t unreadable_count = 0;  // how many stand at the end
+  std::int64_t cut = 0;               // 1 if the last of them is only part of a line
   for (std::size_t begin = 0; begin < text.size();) {
     ++line_number;
     const std::size_t newline = text.find('\n', begin);
@@ -193,6 +194,7 @@ JsonLinesTruncation truncate_json_lines(const std::filesystem::path& path, std::
     if (!line_step) {
       unreadable = line_number;
       ++unreadable_count;
+      if (!whole) cut = 1;
       continue;
     }
     if (unreadable_count > 0) {
@@ -204,6 +206,7 @@ JsonLinesTruncation truncate_json_lines(const std::filesystem::path& path, std::
   }
   JsonLinesTruncation result;
   result.dropped = unreadable_count;
+  result.foreign = unreadable_count - cut;
   result.last_step = last_complete;
   std::string kept;
   for (const Line& line : lines) {

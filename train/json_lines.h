@@ -52,13 +52,14 @@ class JsonLines {
 };
 
 struct JsonLinesTruncation {
-  std::int64_t kept = 0;        // lines that stayed
-  std::int64_t dropped = 0;     // lines removed, unreadable ones at the end included
+  std::int64_t kept = 0;     // lines that stayed
+  std::int64_t dropped = 0;  // lines removed, unreadable ones at the end included
+  std::int64_t foreign = 0;  // of them, whole lines that are unreadable: no crash leaves them, somebody else wrote them
   std::int64_t last_step = -1;  // largest step that stayed; -1 if none
 };
 
 /// Keeps the lines with "step" <= step: what a run that continues from a checkpoint of that step must do, so that no
-/// step appears twice. Unreadable lines at the end, left by a crash, are removed. A missing file is an empty one. To be
+/// step appears twice. Unreadable lines at the end are removed. A missing file is an empty one. To be
 /// called before a JsonLines has the file open, since the file may be replaced.
 /// Where several lines belong to a step and are written at once, a crash may leave some of them: with `completes`,
 /// which tells the line that a step must have, those of steps behind the last one that has it are removed too. Throws

@@ -10,6 +10,7 @@
 #include "engine/error.h"
 #include "engine/require.h"
 #include "engine/stream.h"
+#include "train/checkpoint_state.h"
 #include "train/host_snapshot.h"
 
 namespace graft {
@@ -98,20 +99,7 @@ void Session::restore(const CheckpointData& checkpoint, bool with_optimizer) {
   }
   params.refresh_compute_copy(ctx_);
   if (!with_optimizer) return;
-  StepState state;
-  try {
-    const nlohmann::json& saved = checkpoint.state.at("step_state");
-    state.step = saved.at("step").get<std::uint64_t>();
-    state.seed = saved.at("seed").get<std::uint64_t>();
-    state.updates = saved.at("updates").get<std::uint64_t>();
-    state.skipped = saved.at("skipped").get<std::uint64_t>();
-    state.skipped_in_row = saved.value("skipped_in_row", 0U);  // checkpoints of the first versions lack it
-    state.learning_rate = saved.at("learning_rate").get<double>();
-    state.bias_correction1 = saved.at("bias_correction1").get<double>();
-    state.bias_correction2 = saved.at("bias_correction2").get<double>();
-  } catch (const nlohmann::json::exception& error) {
-    throw DataError(fmt::format("checkpoint: state.json lacks the step state: {}", error.what()));
-  }
+  const StepState state = step_state_in(checkpoint.state, checkpoint.step, checkpoint.path / "state.json");
   state_->write(ctx_, state);
 }
 

@@ -41,7 +41,8 @@ class Session {
 
   /// Fresh weights from the seed, step 0.
   void initialize();
-  /// Weights, moments and step state from a checkpoint. Throws DataError where names or shapes differ.
+  /// Weights, moments and step state from a checkpoint. Throws DataError where names or shapes differ,
+  /// or no run can have been in that step state.
   void restore(const CheckpointData& checkpoint, bool with_optimizer);
   /// The state of the run on the host, copied; `extra` is merged into state.json. See HostSnapshot for training.
   [[nodiscard]] CheckpointData snapshot(const nlohmann::json& extra) const;

@@ -221,7 +221,10 @@ TrainingOutcome train_point(Shared& shared, const SweepPoint& point, PrefixedStr
     for (const std::string& warning : directory->warnings()) out.say("graft: warning: " + warning);
 
     CheckpointReport report;
-    const std::optional<CheckpointData> checkpoint = CheckpointDirectory(directory->checkpoints()).load_latest(&report);
+    const std::optional<CheckpointData> checkpoint =
+        CheckpointDirectory(directory->checkpoints())
+            .load_latest(&report, CheckpointParts::All,
+                         [&](const CheckpointData& data) { require_own_state(data, *run.experiment); });
     for (const CheckpointReport::Skipped& skipped : report.skipped) {
       out.say(fmt::format("graft: warning: {} skipped: {}", skipped.path.string(), skipped.reason));
     }

@@ -12,7 +12,9 @@
 #include "engine/error.h"
 #include "engine/stream.h"
 #include "engine/version.h"
+#include "ops/schedule.h"
 #include "train/checkpoint_files.h"
+#include "train/checkpoint_state.h"
 #include "train/file_io.h"
 #include "train/flops.h"
 #include "train/numerics.h"
@@ -27,6 +29,8 @@ constexpr double kPollSeconds = 0.1;
 // Of state.json: lengths of the logs when a checkpoint was saved.
 constexpr const char* kMetricsBytes = "metrics_bytes";
 constexpr const char* kEvaluationBytes = "eval_bytes";
+constexpr const char* kCurriculum = "curriculum";
+constexpr const char* kInterval = "interval";
 
 using Clock = std::chrono::steady_clock;
 
@@ -93,11 +97,32 @@ void require_continuable(const CheckpointData& checkpoint, const RunConfig& conf
   }
 }
 
+void require_own_state(const CheckpointData& checkpoint, const Experiment& experiment) {
+  if (checkpoint.state.value("config_hash", std::string()) != config_hash8(experiment.config)) return;
+  const std::filesystem::path file = checkpoint.path / "state.json";
+  const StateObject saved(checkpoint.state.at("step_state"), "step_state", file);
+  const StepState state = step_state_in(checkpoint.state, checkpoint.step, file);
+  const StepState expected = initial_state(experiment.config.run.seed, experiment.schedule, experiment.optimizer.beta1,
+                                           experiment.optimizer.beta2, state.step, state.updates);
+  if (state.seed != expected.seed) saved.refuse("seed", fmt::format("{}, the configuration's", expected.seed));
+  // Devices and libraries round powers and cosines each in their own way.
+  constexpr double kRelative = 1e-9, kAbsolute = 1e-12;
+  const auto compare = [&](const char* key, double value, double other, double scale) {
+    if (std::abs(value - other) <= kRelative * std::abs(other) + kAbsolute * scale) return;
+    saved.refuse(key, fmt::format("{}, which the configuration has after {} steps and {} updates", other, state.step,
+                                  state.updates));
+  };
+  compare("learning_rate", state.learning_rate, expected.learning_rate, experiment.schedule.base);
+  compare("bias_correction1", state.bias_correction1, expected.bias_correction1, 1);
+  compare("bias_correction2", state.bias_correction2, expected.bias_correction2, 1);
+}
+
 void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
   require_continuable(checkpoint, session_.experiment().config);
+  require_own_state(checkpoint, session_.experiment());
   const auto at = static_cast<std::uint64_t>(checkpoint.step);
   const nlohmann::json stage = {{"points", parts_.task->points_at(at)}, {"dims", parts_.task->dims_at(at)}};
-  if (const nlohmann::json saved = checkpoint.state.value("curriculum", stage); saved != stage) {
+  if (const nlohmann::json saved = checkpoint.state.value(kCurriculum, stage); saved != stage) {
     throw DataError(
         fmt::format("resume: the checkpoint of step {} was at stage {} of the curriculum, this program is at {}",
                     checkpoint.step, saved.dump(), stage.dump()));
@@ -111,17 +136,15 @@ void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
   branched_ = branched;
   foreign_ = branched && (checkpoint.path.empty() || !checkpoints_.holds(checkpoint.path));
   resumed_state_ = checkpoint.state;
+  resumed_state_[kCurriculum] = stage;  // for go_back(), as the next: the first versions saved none
   resumed_score_ = checkpoint.score;
   session_.restore(checkpoint, true);
   first_step_ = checkpoint.step;
   last_saved_ = checkpoint.step;
   metrics_.start_at(static_cast<std::uint64_t>(checkpoint.step));
-  if (const auto rows = checkpoint.state.find("interval"); rows != checkpoint.state.end()) {
-    for (const nlohmann::json& row : *rows) {
-      interval_.push_back({number_of(row.at(0)), number_of(row.at(1)), number_of(row.at(2)), number_of(row.at(3)),
-                           number_of(row.at(4)), row.size() > 5 ? number_of(row.at(5)) : 0,
-                           row.size() > 6 ? number_of(row.at(6)) : static_cast<double>(kNothingBad)});
-    }
+  if (const auto saved_interval = checkpoint.state.find(kInterval); saved_interval != checkpoint.state.end()) {
+    interval_ = LogInterval::from_json(*saved_interval, checkpoint.step, checkpoint.path / "state.json");
+    resumed_state_[kInterval] = interval_.json();  // not as the list that it may have been
   }
 }
 
@@ -173,51 +196,38 @@ void Trainer::log_row(const MetricsRow& row) {
   const RunConfig& config = session_.experiment().config;
   const auto step = static_cast<std::int64_t>(row.step);
   last_loss_ = row.loss;
-  const auto skipped = [](const MetricsRow& each) { return each.was_skipped(); };
   if (row.skipped_in_row >= kMostSkippedInRow) stop_for_numerics(row);
   // One warning an interval: a run that skips now and then must not fill the screen.
-  if (row.was_skipped() && std::none_of(interval_.begin(), interval_.end(), skipped)) {
+  if (row.was_skipped() && !interval_.first_skipped()) {
     progress_->say(
         fmt::format("graft: warning: step {}: update skipped, loss {:.4g}, gradient norm {:.4g}; the first that is not "
                     "finite: {}; skipped so far: {}",
-                    step, row.loss, row.gradient_norm, bad_name(row), static_cast<std::int64_t>(row.skipped)));
+                    step, row.loss, row.gradient_norm, bad_name(static_cast<std::int64_t>(row.first_bad)),
+                    static_cast<std::int64_t>(row.skipped)));
   }
-  interval_.push_back(row);
+  interval_.add(row);
   if (step % config.train.log_every != 0 && step != config.train.steps) return;
-  double loss = 0;
-  std::size_t finite = 0;  // one loss that is not would hide all others; `skipped` and `first_bad` tell of it
-  for (const MetricsRow& each : interval_) {
-    if (!std::isfinite(each.loss)) continue;
-    loss += each.loss;
-    ++finite;
-  }
-  loss = finite > 0 ? loss / static_cast<double>(finite) : std::nan("");
-  const auto bad = std::find_if(interval_.begin(), interval_.end(), skipped);
-  nlohmann::ordered_json first_bad;
-  if (bad != interval_.end()) {
-    first_bad = {{"step", static_cast<std::int64_t>(bad->step)}, {"tensor", bad_name(*bad)}};
-  }
-  interval_.clear();
+  const LogInterval interval = std::exchange(interval_, {});
   const auto at = static_cast<std::uint64_t>(step - 1);
   nlohmann::ordered_json line;
   line["step"] = step;
   line["examples"] = examples_until(step);
   line["tokens"] = static_cast<std::int64_t>(tokens_until(step));
-  line["loss"] = loss;
+  line["loss"] = interval.mean_loss();
   line["loss_last"] = row.loss;
   line["grad_norm"] = row.gradient_norm;
   line["lr"] = row.learning_rate;
   line["skipped"] = static_cast<std::int64_t>(row.skipped);
-  if (!first_bad.is_null()) line["first_bad"] = first_bad;
+  if (const auto& bad = interval.first_skipped()) {
+    line["first_bad"] = {{"step", bad->step}, {"tensor", bad_name(bad->tensor)}};
+  }
   line["points"] = parts_.task->points_at(at);
   line["dims"] = parts_.task->dims_at(at);
   line["steps_per_s"] = steps_per_second(step);
   append(*metrics_file_, metrics_waiting_, with_finite_numbers(line));
 }
 
-std::string Trainer::bad_name(const MetricsRow& row) const {
-  return first_bad_name(*parts_.params, static_cast<std::int64_t>(row.first_bad));
-}
+std::string Trainer::bad_name(std::int64_t first_bad) const { return first_bad_name(*parts_.params, first_bad); }
 
 void Trainer::stop_for_numerics(const MetricsRow& row) {
   const std::filesystem::path path = directory_.path() / "numerics.json";
@@ -339,23 +349,18 @@ void Trainer::append(JsonLines& file, std::deque<nlohmann::ordered_json>& waitin
 
 nlohmann::json Trainer::state_of_run(std::int64_t step) const {
   const RunConfig& config = session_.experiment().config;
-  nlohmann::json rows = nlohmann::json::array();
-  for (const MetricsRow& row : interval_) {
-    rows.push_back(
-        {row.step, row.loss, row.gradient_norm, row.learning_rate, row.skipped, row.skipped_in_row, row.first_bad});
-  }
   const auto at = static_cast<std::uint64_t>(step);
   return {{"config_hash", config_hash8(config)},
           {"seed", config.run.seed},
           {"graft", build_info().git},
           {"cuda", build_info().cuda},
           {"device", session_.runtime().device_name()},
-          {"curriculum", {{"points", parts_.task->points_at(at)}, {"dims", parts_.task->dims_at(at)}}},
+          {kCurriculum, {{"points", parts_.task->points_at(at)}, {"dims", parts_.task->dims_at(at)}}},
           {"examples", examples_until(step)},  // the data position: every example is a function of seed and index
           {"algorithms", "heuristic"},         // matrix products: the library's own choice, nothing is timed
           {kMetricsBytes, metrics_file_->bytes()},
           {kEvaluationBytes, eval_file_->bytes()},
-          {"interval", with_finite_numbers(rows)}};
+          {kInterval, interval_.json()}};
 }
 
 std::optional<CheckpointScore> Trainer::score_at(std::int64_t step) const {
@@ -437,6 +442,16 @@ void Trainer::open_logs() {
     }
     return;
   }
+  const auto tell_foreign = [&](const std::filesystem::path& log, std::int64_t lines) {
+    if (lines == 0) return;
+    progress_->say(
+        fmt::format("graft: warning: {}: {} at the end {} no JSON object with a \"step\", which all lines of "
+                    "the log are, and {} removed",
+                    log.string(), lines == 1 ? "1 line" : fmt::format("{} lines", lines), lines == 1 ? "is" : "are",
+                    lines == 1 ? "is" : "are"));
+  };
+  tell_foreign(directory_.metrics(), metrics.foreign);
+  tell_foreign(directory_.evaluations(), evaluations.foreign);
   const std::int64_t every = session_.experiment().config.train.log_every;
   const std::int64_t last_logged = first_step_ / every * every;
   if (foreign_ && metrics.kept + evaluations.kept > 0) {

@@ -19,6 +19,7 @@
 #include "train/evaluation.h"
 #include "train/host_snapshot.h"
 #include "train/json_lines.h"
+#include "train/log_interval.h"
 #include "train/metrics.h"
 #include "train/progress.h"
 #include "train/run_directory.h"
@@ -49,15 +50,20 @@ struct TrainerOptions {
 /// that are not finite.
 void require_continuable(const CheckpointData& checkpoint, const RunConfig& config);
 
+/// Throws DataError, naming the field, if a checkpoint of this configuration has another seed, learning rate or bias
+/// correction than its runs have at that step. One of another configuration is left to require_continuable().
+void require_own_state(const CheckpointData& checkpoint, const Experiment& experiment);
+
 /// When to warm up, capture, evaluate and save; no arithmetic. One graph for each number of points: the first step of a
 /// stage runs eagerly, then the step is captured and replayed.
 class Trainer {
  public:
   Trainer(Session& session, RunDirectory& directory, std::FILE* out, TrainerOptions options = {});
 
-  /// Continues from a checkpoint. Throws like require_continuable(), DataError if it was elsewhere in the curriculum
-  /// than this program would be. `branched`: the run may hold later ones, which run() sets aside before it trains, so
-  /// that nothing continues from them by mistake, and may not hold this one, which then becomes one of its own.
+  /// Continues from a checkpoint. Throws like require_continuable() and require_own_state(), DataError if it was
+  /// elsewhere in the curriculum than this program would be. `branched`: the run may hold later ones, which run() sets
+  /// aside before it trains, so that nothing continues from them by mistake, and may not hold this one, which then
+  /// becomes one of its own.
   void resume(const CheckpointData& checkpoint, bool branched = false);
   [[nodiscard]] TrainingOutcome run();
 
@@ -66,7 +72,7 @@ class Trainer {
   /// Logs the steps that were asked for first, or all of them; returns how many. Waits until they are done.
   std::int64_t collect(bool drain);
   void log_row(const MetricsRow& row);
-  [[nodiscard]] std::string bad_name(const MetricsRow& row) const;
+  [[nodiscard]] std::string bad_name(std::int64_t first_bad) const;
   /// Ends the run: finds out where the numbers come from, writes numerics.json and throws NumericsError.
   [[noreturn]] void stop_for_numerics(const MetricsRow& row);
   /// Whether the run is decided. A signal may leave the evaluation undone: then a resume starts with it.
@@ -122,7 +128,7 @@ class Trainer {
   std::string save_problem_;  // why the last save failed
   std::chrono::steady_clock::time_point started_;
   std::unique_ptr<Progress> progress_;
-  std::vector<MetricsRow> interval_;  // rows since the last line of metrics.jsonl
+  LogInterval interval_;  // since the last line of metrics.jsonl
   double last_loss_ = 0;
   std::int64_t first_step_ = 0;
   std::int64_t last_saved_ = -1;

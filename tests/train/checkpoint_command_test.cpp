@@ -138,6 +138,7 @@ TEST_CASE("ckpt verify, ls: what is intact but not finite is neither good nor da
   const float bad = std::nanf("");
   std::memcpy(data.model.front().data.data(), &bad, sizeof(bad));
   data.step = 70;
+  for (const char* key : {"step", "updates"}) data.state["step_state"][key] = 70;
   directory.save(data);
   const Result verified = graft(fmt::format("ckpt verify {}", run.run.string()));
   CHECK(verified.status == 5);

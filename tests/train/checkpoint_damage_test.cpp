@@ -11,6 +11,7 @@
 
 #include "engine/error.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/train/example_state.h"
 #include "train/checkpoint.h"
 
 namespace graft::test {
@@ -34,7 +35,7 @@ CheckpointData example(std::int64_t step) {
   };
   data.model = {tensor("blocks.0.weight", 300), tensor("head.bias", 7)};
   data.optimizer = {tensor("first_moment.blocks.0.weight", 300), tensor("second_moment.blocks.0.weight", 300)};
-  data.state = {{"seed", 5}, {"step_state", {{"step", step}, {"learning_rate", 0.1}}}};
+  data.state = example_state(step);
   data.step = step;
   data.score = CheckpointScore{0.25, "squared error", false};
   return data;

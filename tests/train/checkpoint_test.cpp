@@ -16,6 +16,7 @@
 #include "engine/error.h"
 #include "tests/support/process_limits.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/train/example_state.h"
 
 namespace graft {
 namespace {
@@ -40,9 +41,15 @@ CheckpointData example(std::int64_t step, float variant = 0, std::size_t element
   for (std::size_t i = 0; i < elements; ++i) values[i] = static_cast<float>(step) + variant + static_cast<float>(i);
   data.model = {tensor("blocks.0.weight", values), tensor("head.bias", {variant})};
   data.optimizer = {tensor("m.blocks.0.weight", values)};
-  data.state = {{"seed", std::numeric_limits<std::uint64_t>::max()}, {"learning_rate", 0.1}, {"variant", variant}};
+  data.state = test::example_state(step, std::numeric_limits<std::uint64_t>::max());
+  data.state["variant"] = variant;
   data.step = step;
   return data;
+}
+
+void set_step(CheckpointData& data, std::int64_t step) {
+  data.step = step;
+  data.state = test::example_state(step);
 }
 
 void check_equal(const CheckpointData& a, const CheckpointData& b) {
@@ -357,13 +364,13 @@ TEST_CASE("checkpoint: one that is not finite is kept, but is not `latest`, not 
     CHECK(report.skipped[0].reason.find("blocks.0.weight[3] is ") != std::string::npos);
     CHECK_FALSE(checkpoints.list()[1].usable());
 
-    data.step = 1;  // the same step again
+    set_step(data, 1);  // again
     CHECK_FALSE(checkpoints.save(data).nonfinite.empty());
     check_equal(CheckpointDirectory::load(directory / "step_1"), example(1));
 
     // however many come, the last finite one stays
     for (std::int64_t step = 3; step < 10; ++step) {
-      data.step = step;
+      set_step(data, step);
       checkpoints.save(data);
       checkpoints.prune({.keep_last = 1, .permanent_every = 1});
     }
@@ -413,6 +420,7 @@ TEST_CASE("checkpoint: rows with gaps between them are written without the gaps"
   }
   CheckpointView view;
   view.step = 3;
+  view.state = test::example_state(3);
   view.model.push_back({"w", DType::F32, {4, 5}, reinterpret_cast<const std::byte*>(padded.data()), 4, 20, 32});
   CheckpointDirectory checkpoints(directory.path());
   CHECK(checkpoints.save(view).nonfinite.empty());

@@ -24,6 +24,7 @@
 #include "tests/support/parity.h"
 #include "tests/support/temporary_directory.h"
 #include "tests/support/watched_stream.h"
+#include "tests/train/example_state.h"
 #include "tests/train/tiny_run.h"
 #include "train/checkpoint_writer.h"
 #include "train/host_snapshot.h"
@@ -107,7 +108,7 @@ void check_snapshot(Backend backend, const char* precision) {
   other.join();
   const TemporaryDirectory directory;
   CheckpointDirectory checkpoints(directory.path());
-  checkpoints.save(snapshot.view(nlohmann::json::object()));
+  checkpoints.save(snapshot.view(example_state(0)));
   CHECK(checkpoints.list()[0].bytes <= needed);
   TinySession back(config, backend);
   back.session.restore(checkpoints.load_latest().value(), true);

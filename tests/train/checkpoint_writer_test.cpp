@@ -11,13 +11,14 @@
 
 #include "engine/error.h"
 #include "tests/support/temporary_directory.h"
+#include "tests/train/example_state.h"
 
 namespace graft::test {
 namespace {
 
 CheckpointView empty_view(std::int64_t step) {
   CheckpointView view;
-  view.state = nlohmann::json::object();
+  view.state = example_state(step);
   view.step = step;
   return view;
 }

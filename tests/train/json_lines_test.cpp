@@ -89,6 +89,7 @@ TEST_CASE("json lines: truncation keeps the steps up to the checkpoint, once eac
   JsonLinesTruncation result = truncate_json_lines(path, 200);
   CHECK(result.kept == 3);
   CHECK(result.dropped == 3);
+  CHECK(result.foreign == 0);  // what a crash cut off is nobody's note
   CHECK(result.last_step == 200);
   CHECK(contents(path) == kept);
   const auto written = std::filesystem::last_write_time(path);
@@ -100,6 +101,12 @@ TEST_CASE("json lines: truncation keeps the steps up to the checkpoint, once eac
   result = truncate_json_lines(path, 200);
   CHECK(contents(path) == "{\"step\":100}\n");
   CHECK(result.dropped == 2);
+  CHECK(result.foreign == 1);
+  write_contents(path, "{\"step\":100}\n# too high here\n\n{\"note\":\"x\"}\n{\"step\":2");
+  result = truncate_json_lines(path, 200);
+  CHECK(contents(path) == "{\"step\":100}\n");
+  CHECK(result.dropped == 4);
+  CHECK(result.foreign == 3);
   result = truncate_json_lines(path, 50);
   CHECK(contents(path).empty());
 }

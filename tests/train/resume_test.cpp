@@ -163,7 +163,8 @@ TEST_CASE("resume: a checkpoint of another model is refused by name") {
   CHECK_THROWS_WITH_AS(deep.session.restore(data, true), doctest::Contains("blocks.4."), DataError);
   CheckpointData without_state = data;
   without_state.state = nlohmann::json::object();
-  CHECK_THROWS_WITH_AS(small.session.restore(without_state, true), doctest::Contains("step state"), DataError);
+  CHECK_THROWS_WITH_AS(small.session.restore(without_state, true),
+                       doctest::Contains("state.json: step_state is missing"), DataError);
   CHECK_NOTHROW(small.session.restore(without_state, false));
 }
 

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <climits>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -123,7 +124,7 @@ void save_changed(const fs::path& from, std::int64_t step, float value, const fs
   CheckpointData data = CheckpointDirectory::load(from);
   std::memcpy(data.model.front().data.data(), &value, sizeof(value));
   data.step = step;
-  data.state["step_state"]["step"] = step;
+  for (const char* key : {"step", "updates"}) data.state["step_state"][key] = step;
   CheckpointDirectory(into).save(data);
 }
 
@@ -340,6 +341,50 @@ TEST_CASE("run safety: a resume says that lines of a log are lost, and only then
   train_in(run, tiny_config({"train.steps=50", "checkpoint.every=10"}), cut.file());
   CHECK(cut.holds("metrics.jsonl holds "));
   CHECK(cut.holds("lines are lost"));
+}
+
+TEST_CASE("run safety: a resume says that it removes what somebody else wrote into a log, and nothing of a cut line") {
+  const TemporaryDirectory directory;
+  const fs::path run = directory / "run";
+  const auto continued = [&](int steps, const std::string& metrics, const std::string& evaluations) {
+    write_contents(run / "metrics.jsonl", contents(run / "metrics.jsonl") + metrics);
+    write_contents(run / "eval.jsonl", contents(run / "eval.jsonl") + evaluations);
+    std::string said;
+    const WatchedStream out([&said](std::string_view text) { said += text; });
+    train_in(run, tiny_config({fmt::format("train.steps={}", steps)}), out.file());
+    return said;
+  };
+  train_in(run, tiny_config({"train.steps=20"}));
+  CHECK(continued(24, "{\"step\": 2", "{").find("warning") == std::string::npos);
+  const std::string one = continued(28, "# lr was too high here\n", "");
+  CHECK(one.find("metrics.jsonl: 1 line at the end is no JSON object") != std::string::npos);
+  CHECK(one.find("eval.jsonl") == std::string::npos);
+  const std::string both = continued(32, "{\"note\": \"x\"}\n\n", "\n{\"note\": \"y\"}\n7\n{\"st");
+  CHECK(both.find("metrics.jsonl: 2 lines at the end are no JSON object") != std::string::npos);
+  CHECK(both.find("eval.jsonl: 3 lines at the end are no JSON object") != std::string::npos);
+  CHECK(steps_of(run / "metrics.jsonl").back() == 32);
+}
+
+TEST_CASE("run safety: a run whose checkpoints would have too long a path does not start") {
+  const TemporaryDirectory directory;
+  const std::size_t most = PATH_MAX - 1;
+  // Paths of `bytes` bytes in folders that are not there: whether they could be made is not asked.
+  const auto path_of = [&](std::size_t bytes) {
+    std::string text = directory.path().string();
+    while (bytes - text.size() > 220) text += "/" + std::string(199, 'x');
+    return fs::path(text + "/" + std::string(bytes - text.size() - 1, 'x'));
+  };
+  CHECK_NOTHROW(CheckpointDirectory(path_of(most - 100)).check_writable());
+  CHECK_THROWS_WITH_AS(CheckpointDirectory(path_of(most - 30)).check_writable(),
+                       doctest::Contains("choose a shorter --run-dir"), EnvironmentError);
+  CHECK_THROWS_AS(CheckpointDirectory(path_of(most + 30)).check_writable(), EnvironmentError);
+
+  write_contents(directory / "tiny.toml", resolved_toml(tiny_config()));
+  const fs::path run = path_of(most - 40);
+  const Result result = run_graft(directory.path(), {"train", "tiny.toml", "--device", "cpu", "--threads", "1", "-o",
+                                                     "train.steps=1000000", "--run-dir", run.string()});
+  check_refused(result, 3, "choose a shorter --run-dir");
+  CHECK_FALSE(fs::exists(run / "metrics.jsonl"));
 }
 
 TEST_CASE("run safety: eval refuses what it cannot or must not write before it works") {
