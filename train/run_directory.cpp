@@ -77,16 +77,15 @@ std::string differences(const RunOptions& options, const fs::path& directory) {
 }
 
 /// Refuses a place among another run's checkpoints, which that run clears up.
-void check_is_outside(const fs::path& directory) {
+void check_is_outside(const RunOptions& options, const fs::path& directory) {
   std::error_code error;  // a path that cannot be resolved is looked at as it stands
   const fs::path resolved = fs::weakly_canonical(directory, error);
   for (fs::path path = error ? fs::absolute(directory) : resolved; path.has_relative_path();
        path = path.parent_path()) {
     if (path.filename() == "ckpt" && fs::exists(path.parent_path() / kRecord)) {
       throw ConfigError(
-          fmt::format("run: {} lies among the checkpoints of the run {}, which removes old ones; choose "
-                      "another --run-dir",
-                      directory.string(), path.parent_path().string()));
+          fmt::format("run: {} lies among the checkpoints of the run {}, which removes old ones; choose another {}",
+                      directory.string(), path.parent_path().string(), options.place_option));
     }
   }
 }
@@ -94,26 +93,26 @@ void check_is_outside(const fs::path& directory) {
 /// run.json of the run in `directory`; none if there is no run yet. Reads only.
 std::optional<json> find_run(const RunOptions& options, const fs::path& directory) {
   const std::string shown = directory.string();
-  check_is_outside(directory);
+  check_is_outside(options, directory);
   if (!fs::exists(directory)) return std::nullopt;
   if (!fs::is_directory(directory)) throw ConfigError(fmt::format("run: {} is not a directory", shown));
   if (!fs::exists(directory / kRecord)) {
     if (is_unused(directory)) return std::nullopt;
-    throw ConfigError(
-        fmt::format("run: {} is not empty and holds no run ({} is missing); choose another --run-dir", shown, kRecord));
+    throw ConfigError(fmt::format("run: {} is not empty and holds no run ({} is missing); choose another {}", shown,
+                                  kRecord, options.place_option));
   }
   json record = parse_json(read_text_file(directory / kRecord, kMaxRecord));
   const json hash = record.is_object() ? record.value("config_hash", json()) : json();
   if (!hash.is_string()) throw DataError(fmt::format("run: {} is damaged", (directory / kRecord).string()));
   if (hash != options.config_hash) {
-    throw ConfigError(
-        fmt::format("{}run: {} holds a run of another configuration: its hash is {}, this one's {}; "
-                    "choose another --run-dir or the configuration it was started with",
-                    differences(options, directory), shown, hash.get<std::string>(), options.config_hash));
+    throw ConfigError(fmt::format(
+        "{}run: {} holds a run of another configuration: its hash is {}, this one's {}; "
+        "choose another {} or the configuration it was started with",
+        differences(options, directory), shown, hash.get<std::string>(), options.config_hash, options.place_option));
   }
   if (options.resume.mode == Resume::Mode::Never) {
-    throw ConfigError(
-        fmt::format("run: {} holds a run and --resume is never; choose another --run-dir or --resume auto", shown));
+    throw ConfigError(fmt::format("run: {} holds a run and --resume is never; choose another {} or --resume auto",
+                                  shown, options.place_option));
   }
   return record;
 }
@@ -154,7 +153,7 @@ void RunDirectory::check(const RunOptions& options) { check_all(options, locate(
 RunDirectory::RunDirectory(const RunOptions& options) : path_(locate(options)) {
   check_all(options, path_);
   create_directories_durably("run: cannot create", path_);
-  lock();
+  lock(options);
   try {
     // Again, now that nobody else can be creating a run here.
     const std::optional<json> before = check_all(options, path_);
@@ -194,7 +193,7 @@ RunDirectory::~RunDirectory() {
   if (lock_fd_ >= 0) ::close(lock_fd_);  // releases the lock; the file stays, since others may be waiting to open it
 }
 
-void RunDirectory::lock() {
+void RunDirectory::lock(const RunOptions& options) {
   const fs::path file = path_ / kLock;
   lock_fd_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (lock_fd_ < 0) throw_system_error("run: cannot create", file, errno);
@@ -210,9 +209,8 @@ void RunDirectory::lock() {
     ::close(lock_fd_);
     lock_fd_ = -1;
     if (reason != EWOULDBLOCK) throw_system_error("run: cannot lock", file, reason);
-    throw EnvironmentError(
-        fmt::format("run: {} is in use by another process{}{}; wait for it or choose another --run-dir", path_.string(),
-                    length > 0 ? ": " : "", owner.data()));
+    throw EnvironmentError(fmt::format("run: {} is in use by another process{}{}; wait for it or choose another {}",
+                                       path_.string(), length > 0 ? ": " : "", owner.data(), options.place_option));
   }
   // For the message above, in another process; it is no error if this cannot be written.
   const std::string owner = fmt::format("pid {} on {}", ::getpid(), host_name());

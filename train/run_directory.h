@@ -26,11 +26,12 @@ struct Resume {
 struct RunOptions {
   std::filesystem::path directory;  // --run-dir; empty: <root>/<name>-<first 8 digits of the hash>
   std::filesystem::path root = "runs";
-  std::string name;           // run.name
-  std::string config_hash;    // hexadecimal, at least 8 digits; what may change on a resume is not in it
-  std::string config_text;    // the user's file, byte for byte
-  std::string resolved_text;  // the configuration that runs
-  nlohmann::json info;        // goes into run.json: versions, seed, device, command_line, ...
+  std::string place_option = "--run-dir";  // what messages say to choose another of: in a sweep, --runs-dir
+  std::string name;                        // run.name
+  std::string config_hash;                 // hexadecimal, at least 8 digits; what may change on a resume is not in it
+  std::string config_text;                 // the user's file, byte for byte
+  std::string resolved_text;               // the configuration that runs
+  nlohmann::json info;                     // goes into run.json: versions, seed, device, command_line, ...
   Resume resume;
 };
 
@@ -85,7 +86,7 @@ class RunDirectory {
   void finish(int exit_status, std::string_view message = {});
 
  private:
-  void lock();
+  void lock(const RunOptions& options);
   void write_record() const;
   std::filesystem::path path_;
   nlohmann::json record_;

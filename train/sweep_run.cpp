@@ -31,6 +31,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr std::uint64_t kLargestRecord = 1U << 28U;
+constexpr const char* kPlaceOption = "--runs-dir";
 
 bool is_there(const fs::path& path) {
   std::error_code error;
@@ -91,19 +92,6 @@ std::string last_line_of(const std::string& message) {
   while (text.ends_with('\n')) text.pop_back();
   const std::size_t newline = text.rfind('\n');
   return newline == std::string::npos ? text : text.substr(newline + 1);
-}
-
-/// What a refusal of RunDirectory advises is meant for `graft train`: a sweep has no --run-dir.
-std::string for_sweeps(std::string message) {
-  constexpr std::array<std::array<std::string_view, 2>, 2> kAdvice = {
-      {{"wait for it or choose another --run-dir", "it may be running this same sweep; wait for it"},
-       {"choose another --run-dir", "choose another --runs-dir"}}};
-  for (const auto& [of_train, of_sweep] : kAdvice) {
-    if (const std::size_t at = message.find(of_train); at != std::string::npos) {
-      message.replace(at, of_train.size(), of_sweep);
-    }
-  }
-  return message;
 }
 
 /// The standard library's own text for a refusal of the file system is nothing to show.
@@ -197,6 +185,7 @@ struct LiveRun {
 TrainingOutcome train_point(Shared& shared, const SweepPoint& point, PrefixedStream& out) {
   const RunConfig config = shared.sweep.config(point);
   RunOptions options = run_options(config);
+  options.place_option = kPlaceOption;
   options.directory = directory_of(shared.sweep, point, shared.options.root);
   RunDirectory::check(options);
   const MemoryReport memory = plan_memory_on_paper(config);
@@ -279,7 +268,7 @@ void work(Shared& shared) {
         outcome.training = train_point(shared, point, out);
       } catch (const Error& error) {
         outcome.code = error.exit_code();
-        outcome.error = for_sweeps(error.what());
+        outcome.error = error.what();
       } catch (const std::bad_alloc&) {
         outcome.code = ExitCode::kEnvironment;
         outcome.error = "out of host memory; use fewer --jobs, or a smaller batch or model";
@@ -308,6 +297,7 @@ void look_at(const SweepPoint& point, const fs::path& directory, RunStatus& stat
   if (!is_there(directory / "run.json")) {
     RunOptions options;
     options.directory = directory;
+    options.place_option = kPlaceOption;
     options.config_hash = point.hash;
     RunDirectory::check(options);  // what else is there would keep it from ever starting
     return;
@@ -404,7 +394,7 @@ RunStatus status_of(const SweepPoint& point, const fs::path& directory) {
     look_at(point, directory, status);
   } catch (const Error& error) {
     status.state = RunState::Failed;
-    status.message = last_line_of(for_sweeps(error.what()));
+    status.message = last_line_of(error.what());
   }
   return status;
 }

@@ -450,11 +450,10 @@ TEST_CASE("sweep: a run that another process has is said to be, with advice that
   const SweepReport report = place.run(sweep);
   REQUIRE(report.outcomes.size() == 2);
   CHECK(report.outcomes[0].code == ExitCode::kEnvironment);
-  CHECK(
-      report.outcomes[0].error ==
-      fmt::format("run: {} is in use by another process: pid {} on {}; it may be running this same sweep; wait for it",
-                  place.run_directory(sweep, 0).string(), ::getpid(),
-                  nlohmann::json::parse(contents(held.path() / "run.json")).at("host").get<std::string>()));
+  CHECK(report.outcomes[0].error ==
+        fmt::format("run: {} is in use by another process: pid {} on {}; wait for it or choose another --runs-dir",
+                    place.run_directory(sweep, 0).string(), ::getpid(),
+                    nlohmann::json::parse(contents(held.path() / "run.json")).at("host").get<std::string>()));
   CHECK(report.outcomes[1].error.empty());
 }
 
