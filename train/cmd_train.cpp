@@ -124,13 +124,7 @@ int train(const TrainArguments& arguments) {
   try {
     Trainer trainer(*session, directory, stdout);
     if (!checkpoint) {
-      CheckpointReport report;
-      checkpoint = CheckpointDirectory(directory.checkpoints())
-                       .load_latest(&report, CheckpointParts::All,
-                                    [&](const CheckpointData& data) { require_own_state(data, experiment); });
-      for (const CheckpointReport::Skipped& skipped : report.skipped) {
-        write_note(fmt::format("graft: warning: {} skipped: {}", skipped.path.string(), skipped.reason));
-      }
+      checkpoint = load_newest_own(CheckpointDirectory(directory.checkpoints()), experiment, write_note);
     }
     if (checkpoint) {
       trainer.resume(*checkpoint, options.resume.mode == Resume::Mode::Path);

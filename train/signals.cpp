@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <string_view>
@@ -12,8 +13,16 @@ namespace {
 std::atomic<int> received_signal = 0;  // the handler runs on whichever thread the system chooses
 static_assert(std::atomic<int>::is_always_lock_free);
 int guards = 0;
-constexpr std::array<int, 4> kSignals = {SIGHUP, SIGTERM, SIGINT, SIGXCPU};
-std::array<struct sigaction, kSignals.size()> previous_actions;
+struct Interruption {
+  int signal;
+  const char* name;
+  ExitCode code;
+};
+constexpr std::array<Interruption, 4> kInterruptions = {{{SIGINT, "SIGINT", ExitCode::kInterrupted},
+                                                         {SIGTERM, "SIGTERM", ExitCode::kTerminated},
+                                                         {SIGHUP, "SIGHUP", ExitCode::kHungUp},
+                                                         {SIGXCPU, "SIGXCPU", ExitCode::kOutOfProcessorTime}}};
+std::array<struct sigaction, kInterruptions.size()> previous_actions;
 struct sigaction previous_pipe_action;
 struct sigaction previous_file_size_action;
 
@@ -28,32 +37,21 @@ void on_signal(int signal) {
   received_signal = signal;
 }
 
-}  // namespace
-
-ExitCode interrupted_code(int signal) {
-  switch (signal) {
-    case SIGHUP:
-      return ExitCode::kHungUp;
-    case SIGTERM:
-      return ExitCode::kTerminated;
-    case SIGXCPU:
-      return ExitCode::kOutOfProcessorTime;
-    default:
-      return ExitCode::kInterrupted;
-  }
+const Interruption& interruption_by(int signal) {
+  const auto* found = std::find_if(kInterruptions.begin(), kInterruptions.end(),
+                                   [&](const Interruption& each) { return each.signal == signal; });
+  return found == kInterruptions.end() ? kInterruptions.front() : *found;
 }
 
-const char* signal_name(int signal) {
-  switch (signal) {
-    case SIGHUP:
-      return "SIGHUP";
-    case SIGTERM:
-      return "SIGTERM";
-    case SIGXCPU:
-      return "SIGXCPU";
-    default:
-      return "SIGINT";
-  }
+}  // namespace
+
+ExitCode interrupted_code(int signal) { return interruption_by(signal).code; }
+
+const char* signal_name(int signal) { return interruption_by(signal).name; }
+
+bool is_interruption(ExitCode code) {
+  return std::any_of(kInterruptions.begin(), kInterruptions.end(),
+                     [&](const Interruption& each) { return each.code == code; });
 }
 
 SignalGuard::SignalGuard() {
@@ -63,11 +61,12 @@ SignalGuard::SignalGuard() {
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;  // a write that is under way goes on
   sigemptyset(&action.sa_mask);
-  for (std::size_t i = 0; i < kSignals.size(); ++i) {
-    sigaction(kSignals[i], nullptr, &previous_actions[i]);
+  for (std::size_t i = 0; i < kInterruptions.size(); ++i) {
+    const int signal = kInterruptions[i].signal;
+    sigaction(signal, nullptr, &previous_actions[i]);
     // nohup: whoever started it wants it to outlive the terminal.
-    if (kSignals[i] == SIGHUP && previous_actions[i].sa_handler == SIG_IGN) continue;
-    sigaction(kSignals[i], &action, nullptr);
+    if (signal == SIGHUP && previous_actions[i].sa_handler == SIG_IGN) continue;
+    sigaction(signal, &action, nullptr);
   }
   // Whoever read the progress may leave, and a write beyond a limit is an error like any other; the run goes on.
   struct sigaction ignore = {};
@@ -78,7 +77,9 @@ SignalGuard::SignalGuard() {
 
 SignalGuard::~SignalGuard() {
   if (--guards > 0) return;
-  for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_actions[i], nullptr);
+  for (std::size_t i = 0; i < kInterruptions.size(); ++i) {
+    sigaction(kInterruptions[i].signal, &previous_actions[i], nullptr);
+  }
   sigaction(SIGPIPE, &previous_pipe_action, nullptr);
   sigaction(SIGXFSZ, &previous_file_size_action, nullptr);
   received_signal = 0;

@@ -13,6 +13,9 @@ namespace graft {
 /// "SIGINT", "SIGTERM", "SIGHUP" or "SIGXCPU".
 [[nodiscard]] const char* signal_name(int signal);
 
+/// Whether an exit code is that of a command which one of these signals ended.
+[[nodiscard]] bool is_interruption(ExitCode code);
+
 /// A signal ended a command before it was done; the message says what is done and how to get the rest.
 class InterruptedError : public Error {
  public:

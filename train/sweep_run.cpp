@@ -209,14 +209,9 @@ TrainingOutcome train_point(Shared& shared, const SweepPoint& point, PrefixedStr
     directory.emplace(options);
     for (const std::string& warning : directory->warnings()) out.say("graft: warning: " + warning);
 
-    CheckpointReport report;
     const std::optional<CheckpointData> checkpoint =
-        CheckpointDirectory(directory->checkpoints())
-            .load_latest(&report, CheckpointParts::All,
-                         [&](const CheckpointData& data) { require_own_state(data, *run.experiment); });
-    for (const CheckpointReport::Skipped& skipped : report.skipped) {
-      out.say(fmt::format("graft: warning: {} skipped: {}", skipped.path.string(), skipped.reason));
-    }
+        load_newest_own(CheckpointDirectory(directory->checkpoints()), *run.experiment,
+                        [&](const std::string& text) { out.say(text); });
     {
       const auto guard = run.lock();
       run.trainer = std::make_unique<Trainer>(*run.session, *directory, out.file(),
@@ -285,13 +280,6 @@ void work(Shared& shared) {
   }
 }
 
-/// Whether a run that ended so was saved and is to go on.
-bool is_interruption(ExitCode code) {
-  constexpr std::array<ExitCode, 5> kCodes = {ExitCode::kHungUp, ExitCode::kInterrupted, ExitCode::kTerminated,
-                                              ExitCode::kOutOfProcessorTime, ExitCode::kRequeue};
-  return std::find(kCodes.begin(), kCodes.end(), code) != kCodes.end();
-}
-
 /// status_of(), except that it throws for what cannot be looked at.
 void look_at(const SweepPoint& point, const fs::path& directory, RunStatus& status) {
   if (!is_there(directory / "run.json")) {
@@ -355,7 +343,7 @@ void look_at(const SweepPoint& point, const fs::path& directory, RunStatus& stat
   const bool at_end = status.evaluated && (*status.evaluated >= point.steps || decided);
   if (code == static_cast<int>(ExitCode::kDone)) {
     status.state = at_end ? RunState::Done : RunState::Unfinished;
-  } else if (is_interruption(static_cast<ExitCode>(code))) {
+  } else if (is_interruption(static_cast<ExitCode>(code)) || code == static_cast<int>(ExitCode::kRequeue)) {
     status.state = RunState::Unfinished;
   } else {
     status.state = RunState::Failed;

@@ -117,6 +117,17 @@ void require_own_state(const CheckpointData& checkpoint, const Experiment& exper
   compare("bias_correction2", state.bias_correction2, expected.bias_correction2, 1);
 }
 
+std::optional<CheckpointData> load_newest_own(const CheckpointDirectory& checkpoints, const Experiment& experiment,
+                                              const std::function<void(const std::string&)>& warn) {
+  CheckpointReport report;
+  std::optional<CheckpointData> checkpoint = checkpoints.load_latest(
+      &report, CheckpointParts::All, [&](const CheckpointData& data) { require_own_state(data, experiment); });
+  for (const CheckpointReport::Skipped& skipped : report.skipped) {
+    warn(fmt::format("graft: warning: {} skipped: {}", skipped.path.string(), skipped.reason));
+  }
+  return checkpoint;
+}
+
 void Trainer::resume(const CheckpointData& checkpoint, bool branched) {
   require_continuable(checkpoint, session_.experiment().config);
   require_own_state(checkpoint, session_.experiment());

@@ -54,6 +54,12 @@ void require_continuable(const CheckpointData& checkpoint, const RunConfig& conf
 /// correction than its runs have at that step. One of another configuration is left to require_continuable().
 void require_own_state(const CheckpointData& checkpoint, const Experiment& experiment);
 
+/// The newest checkpoint that a run of `experiment` may have saved; none without any. `warn` is told of each that is
+/// passed over. Throws like CheckpointDirectory::load_latest().
+[[nodiscard]] std::optional<CheckpointData> load_newest_own(const CheckpointDirectory& checkpoints,
+                                                            const Experiment& experiment,
+                                                            const std::function<void(const std::string&)>& warn);
+
 /// When to warm up, capture, evaluate and save; no arithmetic. One graph for each number of points: the first step of a
 /// stage runs eagerly, then the step is captured and replayed.
 class Trainer {
